@@ -1,0 +1,114 @@
+# OpenWIT: `make help` lists the targets. Each sets up what it needs by itself.
+
+CONFIG  ?= configs/sample.yaml
+RUN     ?= runs/$(basename $(notdir $(CONFIG)))
+ON      ?= local
+WORKERS ?=
+SET     ?=
+NAME    ?=
+PYTHON  ?= python3
+
+KNOWN   := CONFIG RUN ON WORKERS SET NAME PYTHON
+GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
+UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
+$(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
+
+VENV     := .venv
+STAMP    := $(VENV)/.installed
+PIPELINE  = $(VENV)/bin/python -m pipeline
+OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo build-dataset train evaluate report status verify config test lint format \
+        bench inputs test-inputs clean
+
+help: ## list the targets and variables
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  CONFIG=configs/x.yaml   what to build           (now: $(CONFIG))'
+	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
+	@echo '  SET="a.b=c d.e=f"       change single settings'
+	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
+	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
+
+setup: $(STAMP) ## make .venv with everything that the project needs
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else \
+	  "Python 3.10, 3.11 or 3.12 is needed, this is %d.%d; name one: make PYTHON=python3.11 ..." % v)'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo 'python3-venv is missing; as root: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'installing the Python packages into $(VENV) (a few minutes, a few GB)'
+	$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'
+	@touch $@
+
+demo: CONFIG := configs/sample.yaml
+demo: build-dataset ## the whole way once, offline: sample web, dataset, training, evaluation, report
+	@$(PIPELINE) evaluate $(CONFIG) $(OPTIONS)
+	@$(PIPELINE) report $(CONFIG) $(OPTIONS)
+
+build-dataset: setup inputs ## queries, extract, match, dedup, balance, download, screen, pack
+	@$(PIPELINE) build $(CONFIG) $(OPTIONS)
+
+train: setup ## train on the shards of RUN
+	@$(PIPELINE) train $(CONFIG) $(OPTIONS)
+
+evaluate: setup ## train if need be, then measure zero-shot accuracy
+	@$(PIPELINE) evaluate $(CONFIG) $(OPTIONS)
+
+report: setup ## write RUN/report/index.html and print a summary
+	@$(PIPELINE) report $(CONFIG) $(OPTIONS)
+
+status: setup ## what of RUN is done, running or failed, and where its logs are
+	@$(PIPELINE) status $(RUN)
+
+verify: setup ## read every published file of RUN again and compare checksums
+	@$(PIPELINE) verify $(RUN)
+
+config: setup ## print CONFIG with every key and its explanation
+	@$(PIPELINE) config $(CONFIG) $(SET)
+
+test: setup test-inputs ## all tests
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+lint: setup ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: setup ## let ruff put the code in order
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: setup ## measure ours against the peer a user would pick
+	@$(VENV)/bin/python -m benchmarks $(NAME)
+
+clean: ## remove .venv; runs stay
+	rm -rf $(VENV)
+
+# Debian packages: only where a target needs them.
+WORDNET  := /usr/share/wordnet/data.noun
+CHROMIUM := /usr/bin/chromium
+
+ifneq ($(shell grep -s '^[^\#]*/usr/share/wordnet' $(CONFIG)),)
+inputs: $(WORDNET)
+endif
+inputs:
+
+test-inputs:
+	@test -e $(WORDNET) -a -e $(CHROMIUM) || test "$$(id -u)" != 0 || \
+	  $(MAKE) --no-print-directory $(WORDNET) $(CHROMIUM)
+	@test -e $(WORDNET) -a -e $(CHROMIUM) || echo 'without wordnet-base and chromium the tests that' \
+	  'need them are skipped; as root: apt-get install wordnet-base chromium'
+
+$(WORDNET):
+	$(call debian_package,wordnet-base)
+
+$(CHROMIUM):
+	$(call debian_package,chromium)
+
+define debian_package
+	@test "$$(id -u)" = 0 || { echo '$(1) is missing; as root: apt-get install $(1)' >&2; exit 1; }
+	@echo 'installing the Debian package $(1)'
+	@{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $(1); } >/dev/null
+endef

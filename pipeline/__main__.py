@@ -1,0 +1,224 @@
+"""The command line: build | train | evaluate | report | status | verify | config."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline import config as configuration
+from pipeline import log, manifest, progress, runner, status
+from pipeline.config import ConfigError, UserError
+from pipeline.local import LocalExecutor, die_with_parent
+from pipeline.stage import Run, Stage
+from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Config
+
+EXIT_DAMAGED = 5
+
+_EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command goes on;
+2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    log.configure(stamped=options.command == "task" or not sys.stderr.isatty())
+    command: Callable[[argparse.Namespace], int] = options.call
+    try:
+        return command(options)
+    except UserError as error:
+        logging.error("%s", error)
+        return error.exit_code
+    except Stopped as signal:
+        logging.info("stopped by %s at a safe point; the same command goes on from here", signal)
+        return EXIT_STOPPED
+
+
+def _build(options: argparse.Namespace) -> int:
+    from pipeline import recipe
+
+    run, config = _open(options)
+    return _advance(run, config, recipe.build_stages(config), "dataset")
+
+
+def _train(options: argparse.Namespace) -> int:
+    return _after_build(options, "train")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    return _after_build(options, "evaluate")
+
+
+def _after_build(options: argparse.Namespace, last: str) -> int:
+    """Run the training stages up to `last`; the dataset must be built already."""
+    from pipeline import recipe
+
+    run, config = _open(options)
+    if config.until != "pack":
+        raise ConfigError(f"{options.config}: until: the dataset ends at {config.until!r}, so there"
+                          " are no shards to train on; set until: pack")  # fmt: skip
+    runner.describe(run, recipe.all_stages(config))
+    if stage := runner.outdated(run, recipe.build_stages(config)):
+        raise runner.TasksFailed(
+            f"{run.folder}: {stage.name} is not up to date with {options.config};"
+            f" run `make build-dataset CONFIG={options.config} RUN={run.folder}` first"
+        )
+    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
+    names = [stage.name for stage in stages]
+    return _advance(run, config, stages[: names.index(last) + 1], last)
+
+
+def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:
+    from dataset_build import report
+    from pipeline import recipe
+
+    stop = StopFlag().install()
+    executor = LocalExecutor(config.local, stop)
+    console = Console(stderr=True)
+    runner.describe(run, recipe.all_stages(config))
+    try:
+        with progress.for_console(run, console) as watch:
+            done = runner.advance(run, stages, executor, stop, watch)
+    finally:
+        page = report.write(run, recipe.all_stages(config))
+    if done.idle:
+        logging.info("%s: everything is up to date, nothing to run", what)
+    logging.info("report: %s", page)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from dataset_build import report
+    from pipeline import recipe
+
+    run, config = _open(options)
+    stages = recipe.all_stages(config)
+    page = report.write(run, stages)
+    for line in report.summary_lines(run, stages):
+        print(line)
+    print(f"report      {page}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    stages = status.read(options.run)
+    Console(width=None if sys.stdout.isatty() else 140).print(status.table(stages))
+    for line in status.failures(stages):
+        print(line)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Read every published byte again; what is damaged is put aside and made again by `build`."""
+    folder: Path = options.run
+    run = Run(folder, configuration.Settings())
+    faults = []
+    checked = 0
+    for stage in status.read(folder):
+        stage_folder = run.stage_folder(stage.name)
+        for published in run.manifests(stage.name):
+            found = manifest.damage(stage_folder, published)
+            checked += len(published.outputs)
+            if found:
+                faults += found
+                manifest.discard(stage_folder, published)
+    for fault in faults:
+        print(fault)
+    print(f"{checked} files read, {len(faults)} damaged")
+    if faults:
+        print("the tasks that made them will run again with the next build")
+    return EXIT_DAMAGED if faults else 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    """Print the resolved configuration, every key explained."""
+    from pipeline import recipe
+
+    loaded = configuration.load(recipe.Config, options.config, options.overrides)
+    print("\n".join(configuration.explain(loaded)))
+    return 0
+
+
+def _task(options: argparse.Namespace) -> int:
+    """One attempt at one task: what executors start."""
+    die_with_parent()
+    from pipeline import recipe
+
+    stop = StopFlag().install()
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    run = Run(options.run, config)
+    stage = {stage.name: stage for stage in recipe.all_stages(config)}[options.stage]
+    planned = run.plan(stage.name)[options.index]
+    if planned.fingerprint != options.fingerprint:
+        raise ConfigError(f"{options.run}: the run's configuration changed after this task was"
+                          " planned; start the build again")  # fmt: skip
+    logging.info("%s task %d: attempt %d", stage.name, options.index, options.attempt)
+    done = runner.work_on(run, stage, planned, options.attempt, stop)
+    logging.info("%s task %d: published in %.1f s", stage.name, options.index, done.seconds)
+    return 0
+
+
+def _open(options: argparse.Namespace) -> tuple[Run, Config]:
+    from pipeline import recipe
+
+    overrides = list(options.overrides)
+    if options.workers is not None:
+        overrides.append(f"local.workers={options.workers}")
+    config = configuration.load(recipe.Config, options.config, overrides)
+    folder: Path = options.run or Path("runs") / options.config.stem
+    return Run(folder.absolute(), config), config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Build a CLIP-style dataset from the open web and train CLIP on it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    configured = {
+        "build": (_build, "run the dataset's stages, from the query list to the shards"),
+        "train": (_train, "train on the shards that `build` made"),
+        "evaluate": (_evaluate, "train if need be, then measure zero-shot accuracy"),
+        "report": (_report, "write RUN/report and print a summary"),
+        "config": (_config, "print the resolved configuration with every key explained"),
+    }
+    for name, (call, text) in configured.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(call=call)
+        command.add_argument("config", type=Path, metavar="CONFIG.yaml")
+        if name != "config":
+            command.add_argument("--run", type=Path, help="run folder (runs/<name of CONFIG>)")
+            command.add_argument("--on", choices=["local"], default="local", help="where tasks run")
+            command.add_argument("--workers", type=int, help="tasks at the same time (one a core)")
+        command.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="change one setting"
+        )
+    reading = {
+        "status": (_status, "what of a run is done, running, failed, and where its logs are"),
+        "verify": (_verify, "read every published file again and compare checksums"),
+    }
+    for name, (call, text) in reading.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(call=call)
+        command.add_argument("run", type=Path, metavar="RUN")
+    task = commands.add_parser("task", description="one attempt at one task, for executors")
+    task.set_defaults(call=_task)
+    for name, kind in (("run", Path), ("stage", str), ("index", int), ("fingerprint", str)):
+        task.add_argument(name, type=kind)
+    task.add_argument("attempt", type=int)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

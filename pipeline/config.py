@@ -1,0 +1,216 @@
+"""YAML plus `section.key=value` overrides become one frozen, checked `Settings` tree.
+
+Every mistake is reported at once, each with its file and line (or the override that made it) and
+the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class UserError(Exception):
+    """Something the user can put right; the message says what, where and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used."""
+
+    exit_code = 2
+
+
+class MissingInput(UserError):
+    """A file, stage output or program that the run needs is not there."""
+
+    exit_code = 3
+
+
+class Settings(BaseModel):
+    """One section of the configuration: immutable, strict about names, documented by its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how the work is done but never its result; kept out of fingerprints."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of this section decides a result: JSON values, without the operational fields."""
+        values: dict[str, Any] = self.model_dump(mode="json", exclude=set(self.operational))
+        for name in type(self).model_fields:
+            if name in values and isinstance(child := getattr(self, name), Settings):
+                values[name] = child.identity()
+        return values
+
+
+S = TypeVar("S", bound=Settings)
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Read `path`, apply `overrides` in order and check the whole against `schema`.
+
+    Raises `ConfigError` listing every fault as `file:line: key: reason`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, _yaml_names(path.parent), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: expected `section:` headings, found {type(values).__name__}")
+    origin = {key: f"{path}:{line}" for key, line in _lines(root, str(path))}
+    for override in overrides:
+        key = _apply(override, values)
+        origin[key] = override
+    faults: list[str] = []
+    values = _expand(values, "", origin, str(path), faults)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(fault, schema, origin, str(path)) for fault in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(settings: Settings) -> str:
+    """The whole tree as YAML, every default written out."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def explain(settings: Settings, indent: int = 0) -> Iterator[str]:
+    """The whole tree as YAML lines, each preceded by its field's documentation."""
+    pad = "  " * indent
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        for line in (field.description or "").splitlines():
+            yield f"{pad}# {line}".rstrip()
+        if isinstance(value, Settings):
+            yield f"{pad}{name}:"
+            yield from explain(value, indent + 1)
+        else:
+            plain = settings.model_dump(mode="json", include={name})[name]
+            text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
+            yield f"{pad}{name}: {text.removesuffix('...' + chr(10)).rstrip()}"
+
+
+def _yaml_names(folder: Path) -> list[str]:
+    return [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
+
+
+def _apply(override: str, values: dict[str, Any]) -> str:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override}: an override has the form section.key=value")
+    *parents, leaf = key.split(".")
+    section = values
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise ConfigError(f"{override}: {parent!r} is a value, not a section")
+    try:
+        section[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override}: the value is not valid YAML") from None
+    return key
+
+
+def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Dotted key and line of everything in the document; a key written twice is an error."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                first = seen[key.value]
+                raise ConfigError(
+                    f"{file}:{line}: {prefix}{key.value}: already set in line {first}"
+                )
+            seen[key.value] = line
+            yield prefix + key.value, line
+            yield from _lines(value, file, f"{prefix}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield f"{prefix}{position}", value.start_mark.line + 1
+            yield from _lines(value, file, f"{prefix}{position}.")
+
+
+def _expand(value: Any, key: str, origin: dict[str, str], file: str, faults: list[str]) -> Any:
+    """Put environment variables written `${NAME}` in place; an unset one is a fault."""
+    if isinstance(value, dict):
+        return {
+            k: _expand(v, f"{key}.{k}".strip("."), origin, file, faults) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_expand(v, f"{key}.{i}", origin, file, faults) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            where = origin.get(key, file)
+            faults.append(f"{where}: {key}: the environment variable {name} is not set; export it")
+        return os.environ.get(name, "")
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _explain(fault: ErrorDetails, schema: type[Settings], origin: dict[str, str], file: str) -> str:
+    keys = [str(part) for part in fault["loc"]]
+    message = fault["msg"]
+    if fault["type"] == "extra_forbidden":
+        section: Any = schema
+        for part in keys[:-1]:
+            section = _section(section, part)
+        names = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
+        message = "no such key"
+        if near:
+            message += f"; did you mean {near[0]!r}?"
+        elif names:
+            message += f"; the keys here are {', '.join(names)}"
+    for length in range(
+        len(keys), 0, -1
+    ):  # the nearest ancestor that the file or an override wrote
+        if (where := origin.get(".".join(keys[:length]))) is not None:
+            return f"{where}: {'.'.join(keys)}: {message}"
+    return f"{file}: {'.'.join(keys)}: {message}"
+
+
+def _section(schema: Any, name: str) -> type[Settings] | None:
+    """The `Settings` class behind a field, also when it is optional or a mapping's value."""
+    if schema is None or name not in schema.model_fields:
+        return None
+    pending = [schema.model_fields[name].annotation]
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
+            if issubclass(kind, Settings):
+                return kind
+        else:
+            pending.extend(typing.get_args(kind))
+    return None

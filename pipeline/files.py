@@ -1,0 +1,121 @@
+"""Files that survive crashes: fsync, checksums, and publication that happens once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_CHUNK = 1 << 20
+_WHOLE = 64 << 20  # an input up to 64 MiB is identified by all of its bytes
+
+
+def attempt_name() -> str:
+    """A name that no other attempt on any host ever has: host, process, random."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def reread_sha256(path: Path) -> str:
+    """Digest of what the disk holds: the cached pages are dropped first where the system allows."""
+    fsync(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return sha256(path)
+
+
+def identity(path: Path) -> str:
+    """A cheap name for an input's content: size, and the digest of all (≤ 64 MiB) or both ends.
+
+    Archives of a terabyte cannot be hashed before every run; this tells files apart, it does not
+    prove them undamaged.
+    """
+    size = path.stat().st_size
+    if size <= _WHOLE:
+        return f"{size}:{sha256(path)}"
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        digest.update(stream.read(_CHUNK))
+        stream.seek(size - _CHUNK)
+        digest.update(stream.read(_CHUNK))
+    return f"{size}:ends:{digest.hexdigest()}"
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Replace `path` by `data`; a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(path, data)
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def publish_once(path: Path, data: str | bytes) -> bool:
+    """Create `path` with `data`, unless it exists already; True if this call created it.
+
+    One `link()` decides, so among any number of callers on a shared disk exactly one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
+    return True
+
+
+def link_in_place(source: Path, target: Path) -> None:
+    """Make `target` another name of `source` (same disk), replacing what was there."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{attempt_name()}")
+    os.link(source, temporary)
+    temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # rename() of two names of one file leaves both
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All regular files below `folder`, in sorted order."""
+    yield from sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def _write_temporary(path: Path, data: str | bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{attempt_name()}")
+    payload = data.encode() if isinstance(data, str) else data
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if temporary.read_bytes() != payload:
+            raise OSError(f"{temporary}: the disk returned other bytes than were written")
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

@@ -1,0 +1,322 @@
+"""What a finished task leaves behind, and the one way in which it is published.
+
+A task is done iff its manifest exists, carries the planned fingerprint, and its outputs verify.
+Protocol: the attempt writes into a folder that only it has; every file is forced to the disk, read
+back and checked; then one `link()` publishes the manifest. Losing that race is harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+
+
+@dataclass
+class Stats:
+    """Counts that add: a report is the sum of the manifests, at any moment of a build.
+
+    `rows_in == rows_out + sum(dropped)` always holds: every row that went in is accounted for.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that ended here, by reason."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Anything else worth counting."""
+    histograms: dict[str, Counter[str]] = field(default_factory=dict)
+    """Distributions: histogram name -> bin label -> count."""
+
+    def drop(self, reason: str, rows: int = 1) -> None:
+        """Count rows that end here."""
+        self.dropped[reason] += rows
+
+    def observe(self, histogram: str, label: object, rows: int = 1) -> None:
+        """Add `rows` to one bin of a histogram."""
+        self.histograms.setdefault(histogram, Counter())[str(label)] += rows
+
+    def __add__(self, other: Stats) -> Stats:
+        histograms = {name: Counter(bins) for name, bins in self.histograms.items()}
+        for name, bins in other.histograms.items():
+            histograms.setdefault(name, Counter()).update(bins)
+        return Stats(
+            self.rows_in + other.rows_in,
+            self.rows_out + other.rows_out,
+            self.dropped + other.dropped,
+            self.counts + other.counts,
+            histograms,
+        )
+
+    def balanced(self) -> bool:
+        """Whether every row that went in came out or was dropped for a named reason."""
+        return self.rows_in == self.rows_out + sum(self.dropped.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `dataclasses.asdict` cannot copy a Counter."""
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "dropped": dict(self.dropped),
+            "counts": dict(self.counts),
+            "histograms": {name: dict(bins) for name, bins in self.histograms.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Stats:
+        """Inverse of `to_json`."""
+        return cls(
+            values["rows_in"],
+            values["rows_out"],
+            Counter(values["dropped"]),
+            Counter(values["counts"]),
+            {name: Counter(bins) for name, bins in values["histograms"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One published file."""
+
+    name: str
+    """Its path below the stage's `out/`."""
+    bytes: int
+    sha256: str
+    rows: int | None
+    """Parquet rows or tar members; None for other formats."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a finished task; its file is the only proof that the task is done."""
+
+    stage: str
+    index: int
+    fingerprint: str
+    store: str
+    """Folder below `RUN/<stage>/store/` that holds the outputs."""
+    outputs: tuple[Output, ...]
+    stats: Stats
+    seconds: float
+    finished: float
+    """Unix time, seconds; for people, never compared."""
+    host: str
+    job: str
+    attempt: int
+
+    def to_json(self) -> str:
+        """The manifest file's text."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["outputs"] = [asdict(output) for output in self.outputs]
+        values["stats"] = self.stats.to_json()
+        return json.dumps(values, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Inverse of `to_json`. Raises ValueError or KeyError on anything else."""
+        values = json.loads(text)
+        outputs = tuple(Output(**output) for output in values.pop("outputs"))
+        stats = Stats.from_json(values.pop("stats"))
+        return cls(outputs=outputs, stats=stats, **values)
+
+
+class Damaged(Exception):
+    """A file on disk is not what was written; the message names it."""
+
+
+def publish(
+    stage_folder: Path,
+    folder: Path,
+    *,
+    index: int,
+    fingerprint: str,
+    stats: Stats,
+    seconds: float,
+    attempt: int,
+) -> Manifest:
+    """Publish what an attempt wrote into `folder`, a child of `stage_folder/store`.
+
+    Returns the manifest that won: this attempt's, or that of another attempt which was first, in
+    which case `folder` is removed. Raises `Damaged` if the disk does not return what was written,
+    and `OSError` on any failed write; nothing is published then.
+    """
+    if not stats.balanced():
+        lost = stats.rows_in - stats.rows_out - sum(stats.dropped.values())
+        raise AssertionError(f"{lost} of {stats.rows_in} rows are unaccounted for: {stats}")
+    outputs = tuple(_check_output(path, folder) for path in files.walk(folder))
+    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder, folder.parent):
+        files.fsync(path)
+    manifest = Manifest(
+        stage=stage_folder.name,
+        index=index,
+        fingerprint=fingerprint,
+        store=folder.name,
+        outputs=outputs,
+        stats=stats,
+        seconds=round(seconds, 3),
+        finished=round(time.time(), 3),
+        host=socket.gethostname(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        attempt=attempt,
+    )
+    path = manifest_path(stage_folder, index, fingerprint)
+    if not files.publish_once(path, manifest.to_json()):
+        winner = Manifest.from_json(path.read_text())
+        if winner.store != folder.name:  # an NFS server may repeat a link() that had succeeded
+            shutil.rmtree(folder)
+        manifest = winner
+    expose(stage_folder, manifest)
+    return manifest
+
+
+def manifest_path(stage_folder: Path, index: int, fingerprint: str) -> Path:
+    """Where the manifest of a task with this fingerprint is, or will be."""
+    return stage_folder / "done" / f"{index:05d}.{fingerprint[:16]}.json"
+
+
+def find(stage_folder: Path, index: int, fingerprint: str) -> Manifest | None:
+    """The manifest of a done task, or None. Its outputs are checked for presence and size."""
+    path = manifest_path(stage_folder, index, fingerprint)
+    try:
+        manifest = Manifest.from_json(path.read_text())
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if manifest.fingerprint != fingerprint:
+        return None
+    for output in manifest.outputs:
+        stored = stage_folder / "store" / manifest.store / output.name
+        try:
+            if stored.stat().st_size != output.bytes:
+                return None
+        except FileNotFoundError:
+            return None
+    return manifest
+
+
+def withdraw(stage_folder: Path, index: int, fingerprint: str) -> None:
+    """Remove the manifest of a task whose outputs are lost, so that it can be published again."""
+    path = manifest_path(stage_folder, index, fingerprint)
+    if find(stage_folder, index, fingerprint) is None:
+        path.unlink(missing_ok=True)
+
+
+def discard(stage_folder: Path, manifest: Manifest) -> None:
+    """Remove a manifest whose outputs turned out damaged: its task runs again."""
+    manifest_path(stage_folder, manifest.index, manifest.fingerprint).unlink(missing_ok=True)
+
+
+def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
+    """Remove what no current manifest names: earlier configurations, dead attempts. Bytes freed.
+
+    Call it only when the whole stage is done: then any attempt still running has lost its race.
+    """
+    keep_manifests = {manifest_path(stage_folder, m.index, m.fingerprint).name for m in current}
+    for path in (stage_folder / "done").iterdir():
+        if path.name not in keep_manifests:
+            path.unlink()
+    keep_names = {output.name for manifest in current for output in manifest.outputs}
+    out = stage_folder / "out"
+    for path in list(files.walk(out)) if out.exists() else []:
+        if path.relative_to(out).as_posix() not in keep_names:
+            path.unlink()
+    keep_stores = {manifest.store for manifest in current}
+    freed = 0
+    for folder in (stage_folder / "store").iterdir():
+        if folder.name not in keep_stores:
+            freed += sum(path.stat().st_size for path in files.walk(folder))
+            shutil.rmtree(folder)
+    return freed
+
+
+def expose(stage_folder: Path, manifest: Manifest) -> None:
+    """Give every output its stable name below `out/`; repeating it is harmless."""
+    for output in manifest.outputs:
+        stored = stage_folder / "store" / manifest.store / output.name
+        files.link_in_place(stored, stage_folder / "out" / output.name)
+
+
+def damage(stage_folder: Path, manifest: Manifest) -> list[str]:
+    """What of a manifest's outputs differs from what was published, one sentence a file."""
+    faults = []
+    for output in manifest.outputs:
+        path = stage_folder / "out" / output.name
+        if not path.exists():
+            faults.append(f"{path}: missing")
+        elif path.stat().st_size != output.bytes:
+            faults.append(f"{path}: {path.stat().st_size} bytes, published with {output.bytes}")
+        elif files.sha256(path) != output.sha256:
+            faults.append(f"{path}: its bytes differ from those published")
+    return faults
+
+
+def _check_output(path: Path, folder: Path) -> Output:
+    """Force one file to the disk, read it back, and prove that its format is whole."""
+    digest = files.reread_sha256(path)
+    rows = None
+    try:
+        if path.suffix == ".parquet":
+            rows = _parquet_rows(path)
+        elif path.suffix == ".tar":
+            rows = tar_members(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+        elif path.suffix == ".npy":
+            _check_npy(path)
+    except Exception as error:
+        raise Damaged(f"{path}: does not read back: {error}") from error
+    return Output(path.relative_to(folder).as_posix(), path.stat().st_size, digest, rows)
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as parquet:
+        read = sum(batch.num_rows for batch in parquet.iter_batches(batch_size=4096))
+        if read != parquet.metadata.num_rows:
+            raise Damaged(f"{read} rows read, {parquet.metadata.num_rows} declared")
+        return read
+
+
+def _check_npy(path: Path) -> None:
+    import numpy as np
+
+    np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def tar_members(path: Path) -> int:
+    """Members of a tar, read strictly: regular files only, whole blocks, nothing after the end.
+
+    Readers of the field accept most damaged tars in silence; this one raises `Damaged`.
+    """
+    members = end = 0
+    size = path.stat().st_size
+    with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
+        for member in tar:
+            if not member.isreg():
+                raise Damaged(f"{member.name}: not a regular file")
+            end = member.offset_data + -(-member.size // 512) * 512
+            members += 1
+        if size % 512 or size < end + 1024:
+            raise Damaged(f"{size} bytes, at least {end + 1024} in whole blocks expected")
+        raw.seek(end)
+        while chunk := raw.read(1 << 20):
+            if chunk.strip(b"\0"):
+                raise Damaged("data after the last member")
+    return members
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""advance(): compare the disk with the plan, hand over what is missing, stage by stage.
+
+It keeps no state of its own: whoever calls it, whenever, it goes on from what is published.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from pipeline import files, manifest
+from pipeline.config import UserError, dump
+from pipeline.manifest import Manifest, find
+from pipeline.stage import Attempt, Ended, Executor, Outcome, Planned, Run, Stage
+from pipeline.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+class TasksFailed(UserError):
+    """Tasks that failed in all their attempts; the message lists them with their logs."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class Watch(Protocol):
+    """Sees a run go on: a progress display, or a log."""
+
+    def begin(self, stage: Stage, total: int, done: int) -> None:
+        """A phase of `stage` has `total` tasks known so far, `done` of them published."""
+
+    def tick(self, stage: Stage, outcome: Outcome | None) -> None:
+        """A task ended, or some time passed."""
+
+    def end(self, stage: Stage, manifests: Sequence[Manifest], ran: int) -> None:
+        """All tasks of `stage` are published; `ran` of them were run now."""
+
+
+@dataclass
+class Advance:
+    """What one call did."""
+
+    ran: dict[str, int] = field(default_factory=dict)
+    """Tasks run, by stage; stages that were up to date have 0."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there was nothing to run."""
+        return not any(self.ran.values())
+
+
+def advance(
+    run: Run, stages: Sequence[Stage], executor: Executor, stop: StopFlag, watch: Watch
+) -> Advance:
+    """Bring `stages`, in this order, up to date with the configuration.
+
+    Raises `TasksFailed` at the end of the first stage with failures, `Stopped` after a stop was
+    asked for, and `UserError` for whatever the user must put right.
+    """
+    describe(run, stages)
+    result = Advance()
+    for stage in stages:
+        result.ran[stage.name] = _complete(run, stage, executor, stop, watch)
+    return result
+
+
+def describe(run: Run, stages: Sequence[Stage]) -> None:
+    """Write what `status` needs to know without reading the configuration: RUN/stages.json."""
+    files.write_atomic(run.folder / "config.yaml", dump(run.config))
+    path = run.folder / "stages.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    rows = [{"name": stage.name, "unit": stage.unit} for stage in stages]
+    names = {row["name"] for row in rows}
+    later = [row for row in known if row["name"] not in names]
+    files.write_atomic(path, json.dumps(rows + later, indent=1))
+
+
+def outdated(run: Run, stages: Sequence[Stage]) -> Stage | None:
+    """The first stage with something to run, or None; plans as `advance` would, runs nothing."""
+    for stage in stages:
+        done: list[Planned] = []
+        for phase in range(1 + len(stage.then)):
+            done += stage.planned(run, phase, len(done))
+            run.save_plan(stage.name, done)
+            if _missing(run, stage, done):
+                return stage
+    return None
+
+
+def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch: Watch) -> int:
+    """Run what is missing of one stage; the number of tasks that ran."""
+    folder = run.stage_folder(stage.name)
+    for name in ("done", "store", "logs", "live", "failed"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    planned: list[Planned] = []
+    ran = 0
+    for phase in range(1 + len(stage.then)):
+        stop.check()
+        planned += stage.planned(run, phase, len(planned))
+        run.save_plan(stage.name, planned)
+        missing = _missing(run, stage, planned)
+        watch.begin(stage, len(planned), len(planned) - len(missing))
+        if not missing:
+            continue
+        for task in missing:
+            manifest.withdraw(folder, task.task.index, task.fingerprint)
+        failed = []
+        with stage.service(run) as environment:
+            for outcome in executor.submit(run, stage, missing, environment):
+                watch.tick(stage, outcome)
+                if outcome and outcome.ended is Ended.FAILED:
+                    failed.append(outcome)
+                    _record_failure(folder, outcome)
+        stop.check()
+        if failed:
+            raise TasksFailed(_describe_failures(stage, failed))
+        run.save_plan(stage.name, planned)  # also forgets what was known of the outputs
+        ran += len(missing)
+    manifests = run.manifests(stage.name)
+    assert len(manifests) == len(planned), f"{stage.name}: a task ended without its manifest"
+    for published in manifests:
+        manifest.expose(folder, published)
+    manifest.prune(folder, manifests)
+    watch.end(stage, manifests, ran)
+    return ran
+
+
+def work_on(run: Run, stage: Stage, planned: Planned, attempt: int, stop: StopFlag) -> Manifest:
+    """One attempt at a task, in this process: work into a private folder, then publish it."""
+    stage_folder = run.stage_folder(stage.name)
+    index = planned.task.index
+    if done := find(stage_folder, index, planned.fingerprint):
+        return done
+    folder = stage_folder / "store" / f"{index:05d}.{files.attempt_name()}"
+    folder.mkdir(parents=True)
+    live = stage_folder / "live" / f"{index:05d}.json"
+    live.parent.mkdir(exist_ok=True)
+    began = time.monotonic()
+    try:
+        this = Attempt(run, planned.task, folder, stop, live)
+        this.progress(0)
+        stats = stage.work(this)
+        return manifest.publish(
+            stage_folder,
+            folder,
+            index=index,
+            fingerprint=planned.fingerprint,
+            stats=stats,
+            seconds=time.monotonic() - began,
+            attempt=attempt,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        live.unlink(missing_ok=True)
+
+
+def _record_failure(folder: Path, outcome: Outcome) -> None:
+    """RUN/<stage>/failed/<index>.json, for `status`; a later success makes it void."""
+    record = {"reason": outcome.reason, "log": str(outcome.log), "exit_code": outcome.exit_code}
+    path = folder / "failed" / f"{outcome.task.index:05d}.json"
+    files.write_atomic(path, json.dumps(record, indent=1))
+
+
+def _missing(run: Run, stage: Stage, planned: Sequence[Planned]) -> list[Planned]:
+    folder = run.stage_folder(stage.name)
+    return [p for p in planned if find(folder, p.task.index, p.fingerprint) is None]
+
+
+def _describe_failures(stage: Stage, failed: Sequence[Outcome]) -> str:
+    lines = [f"{stage.name}: {len(failed)} task(s) failed; the same command tries them again"]
+    for outcome in failed[:10]:
+        lines.append(f"  task {outcome.task.index}: {outcome.reason}; log: {outcome.log}")
+    if len(failed) > 10:
+        lines.append(f"  and {len(failed) - 10} more")
+    return "\n".join(lines)

@@ -1,0 +1,264 @@
+"""The interfaces: Stage, Task, Attempt, Executor, and the Run they all work on.
+
+A stage has two functions. `plan(run)` cuts its work into tasks: cheap, deterministic, reading only
+what earlier stages published. `work(attempt)` does one task: it reads `attempt.inputs()`, writes
+into `attempt.folder`, and returns `Stats`; the runner publishes that folder. Where a stage must
+gather what its own tasks wrote (thresholds, an index), `then` holds further plans, each asked once
+the tasks before it are done. No stage knows where it runs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import files
+from pipeline.config import MissingInput, Settings
+from pipeline.manifest import Manifest, Output, Stats, digest, find
+from pipeline.stop import StopFlag
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of a stage's work; serialisable, and known by its fingerprint."""
+
+    stage: str
+    index: int
+    reads: tuple[str, ...] = ()
+    """References to inputs: `stage:name` for a published output, else a path."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that tell this task from its siblings."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task with its fingerprint: settings, input contents, stage version, parameters."""
+
+    task: Task
+    fingerprint: str
+
+
+class Run:
+    """A run folder with its configuration: where outputs are, and what they are made from."""
+
+    def __init__(self, folder: Path, config: Settings) -> None:
+        self.folder = folder
+        self.config = config
+        self._outputs: dict[str, dict[str, tuple[Manifest, Output]]] = {}
+
+    def stage_folder(self, stage: str) -> Path:
+        """`RUN/<stage>`."""
+        return self.folder / stage
+
+    def settings(self, section: str) -> Any:
+        """One section of the configuration, typed by the module that declares it."""
+        return getattr(self.config, section)
+
+    def plan(self, stage: str) -> list[Planned]:
+        """The tasks that the runner last planned for a stage; empty if it never did."""
+        path = self.stage_folder(stage) / "plan.json"
+        try:
+            rows = json.loads(path.read_text())
+        except FileNotFoundError:
+            return []
+        tasks = []
+        for row in rows:
+            task = Task(stage, row["index"], tuple(row["reads"]), row["params"])
+            tasks.append(Planned(task, row["fingerprint"]))
+        return tasks
+
+    def save_plan(self, stage: str, planned: Sequence[Planned]) -> None:
+        """Write `RUN/<stage>/plan.json`."""
+        rows = [{**asdict(p.task), "fingerprint": p.fingerprint} for p in planned]
+        text = json.dumps(rows, indent=1)
+        files.write_atomic(self.stage_folder(stage) / "plan.json", text)
+        self._outputs.pop(stage, None)
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """Manifests of the planned tasks that are done, in task order."""
+        folder = self.stage_folder(stage)
+        found = (find(folder, p.task.index, p.fingerprint) for p in self.plan(stage))
+        return [manifest for manifest in found if manifest]
+
+    def find(self, pattern: str) -> list[str]:
+        """References to the inputs that a pattern names, sorted; never empty.
+
+        `stage:glob` looks among the outputs that a stage of this run published, any other pattern
+        among files. Raises `MissingInput` naming the pattern.
+        """
+        stage, colon, glob = pattern.partition(":")
+        if colon and "/" not in stage:
+            names = fnmatch.filter(self._published(stage), glob)
+            found = [f"{stage}:{name}" for name in names]
+        else:
+            path = Path(pattern).expanduser()
+            anchor = Path(path.anchor) if path.is_absolute() else Path()
+            found = [str(p) for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+        if not found:
+            raise MissingInput(f"{pattern}: no such input; check the path in the configuration")
+        return sorted(found)
+
+    def path(self, reference: str) -> Path:
+        """The file behind a reference."""
+        if (output := self._output(reference)) is not None:
+            manifest, published = output
+            return self.stage_folder(manifest.stage) / "store" / manifest.store / published.name
+        return Path(reference)
+
+    def identity(self, reference: str) -> str:
+        """A name for the content behind a reference, for fingerprints."""
+        if (output := self._output(reference)) is not None:
+            return output[1].sha256
+        try:
+            return files.identity(Path(reference))
+        except OSError as error:
+            raise MissingInput(f"{reference}: cannot be read ({error.strerror})") from None
+
+    def _output(self, reference: str) -> tuple[Manifest, Output] | None:
+        stage, colon, name = reference.partition(":")
+        if not colon or "/" in stage:
+            return None
+        if name not in (published := self._published(stage)):
+            raise MissingInput(f"{reference}: stage {stage!r} has not published {name!r}")
+        return published[name]
+
+    def _published(self, stage: str) -> dict[str, tuple[Manifest, Output]]:
+        """Outputs by name. Remembered until the stage's plan changes: references to a stage are
+        followed only once the phase that made them is complete.
+        """
+        if stage not in self._outputs:
+            manifests = self.manifests(stage)
+            self._outputs[stage] = {o.name: (m, o) for m in manifests for o in m.outputs}
+        return self._outputs[stage]
+
+
+@dataclass
+class Attempt:
+    """One try at a task: all that `work` may touch."""
+
+    run: Run
+    task: Task
+    folder: Path
+    """Private and empty at first; what is in it when `work` returns is published."""
+    stop: StopFlag
+    live: Path | None = None
+    """Where progress is written, for `status`."""
+    _last: float = field(default=float("-inf"), repr=False)
+
+    @property
+    def settings(self) -> Any:
+        """The section of the configuration that carries the stage's name."""
+        return self.run.settings(self.task.stage)
+
+    def inputs(self) -> list[Path]:
+        """The files behind `task.reads`, in that order."""
+        return [self.run.path(reference) for reference in self.task.reads]
+
+    def progress(self, done: int, total: int | None = None, unit: str = "rows") -> None:
+        """Say how far the task is; cheap enough to call for every record."""
+        now = time.monotonic()
+        if self.live is None or now - self._last < 1.0:
+            return
+        self._last = now
+        beat = {"done": done, "total": total, "unit": unit, "time": time.time()}
+        beat |= {"pid": os.getpid(), "host": socket.gethostname()}
+        temporary = self.live.with_name(f".{self.live.name}.tmp")
+        temporary.write_text(json.dumps(beat))
+        temporary.replace(self.live)
+
+
+Service = Callable[[Run], AbstractContextManager[Mapping[str, str]]]
+"""Something that must be alive while a stage's tasks run; yields environment variables for them."""
+
+
+def no_service(run: Run) -> AbstractContextManager[Mapping[str, str]]:
+    """The service of a stage that needs none."""
+    return nullcontext({})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named step of a run."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads, directly."""
+    plan: Callable[[Run], list[Task]]
+    work: Callable[[Attempt], Stats]
+    then: tuple[Callable[[Run], list[Task]], ...] = ()
+    """Later phases; each sees, through `run`, what the phases before it published."""
+    unit: str = "rows"
+    """What `Stats.rows_out` counts."""
+    also: tuple[str, ...] = ()
+    """Sections of the configuration, besides its own, that decide its result."""
+    version: int = 1
+    """Raise it when the code changes what comes out; old results are then made again."""
+    service: Service = no_service
+
+    def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
+        """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""
+        sections = (self.name, *self.also)
+        settings = {}
+        for section in sections:
+            value = getattr(run.config, section, None)
+            settings[section] = value.identity() if isinstance(value, Settings) else value
+        tasks = (self.plan, *self.then)[phase](run)
+        indices = [task.index for task in tasks]
+        assert indices == list(range(first, first + len(tasks))), f"{self.name}: {indices}"
+        known: dict[str, str] = {}
+        planned = []
+        for task in tasks:
+            for reference in task.reads:
+                if reference not in known:
+                    known[reference] = run.identity(reference)
+            parts = {
+                "stage": self.name,
+                "version": self.version,
+                "settings": settings,
+                "params": dict(task.params),
+                "reads": [[Path(reference).name, known[reference]] for reference in task.reads],
+            }
+            planned.append(Planned(task, digest(parts)))
+        return planned
+
+
+class Ended(Enum):
+    """How a task left an executor."""
+
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task, with the place to look if it failed."""
+
+    task: Task
+    ended: Ended
+    reason: str = ""
+    log: Path | None = None
+    exit_code: int = 0
+
+
+class Executor(Protocol):
+    """Runs tasks somewhere; the seam where a cluster, or a test, plugs in."""
+
+    def submit(
+        self, run: Run, stage: Stage, tasks: Sequence[Planned], environment: Mapping[str, str]
+    ) -> Iterator[Outcome | None]:
+        """Run `tasks`, yielding an outcome for each as it ends, and None now and then meanwhile.
+
+        `environment` is added to what the tasks see. After a stop was asked for, the rest of the
+        tasks end as `Ended.STOPPED`.
+        """
+        ...

@@ -1,0 +1,49 @@
+"""A signal becomes a flag, read at safe points; who stops that way exits with 75."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+EXIT_STOPPED = 75
+"""Saved, run me again (EX_TEMPFAIL of sysexits.h)."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class Stopped(Exception):
+    """Raised at a safe point after a stop was asked for; nothing is lost."""
+
+
+class StopFlag:
+    """Truthy once SIGINT, SIGTERM or SIGUSR2 arrived in the process that installed it.
+
+    A forked child that inherits the handlers ignores the signals: its parent decides.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._owner = os.getpid()
+
+    def install(self) -> StopFlag:
+        """Take over the three signals. A second SIGINT ends the process at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+        return self
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was asked for. Call where it is safe to end."""
+        if self.signal is not None:
+            raise Stopped(signal.Signals(self.signal).name)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            return
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self.signal = number

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from pipeline.config import ConfigError, Settings, dump, explain, load
+
+
+class Inner(Settings):
+    """A section."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    cap: int = Field(default=20, gt=0)
+    """Pairs a query."""
+    threads: int = 4
+    """How many at once."""
+
+
+class Outer(Settings):
+    """A configuration."""
+
+    balance: Inner = Inner()
+    """The cap."""
+    extra: Inner | None = None
+    """More of it."""
+    rate: float = 1.0
+    """A number."""
+    name: str = ""
+    """A word."""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "balance:\n  cap: 30\n  threads: 9\nrate: 5e-4\n")
+    config = load(Outer, path, ["balance.cap=40", "extra.cap=7"])
+    assert (config.balance.cap, config.balance.threads, config.rate) == (40, 9, 5e-4)
+    assert config.extra is not None and config.extra.cap == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("balance:\n  capp: 3\n", [], "{path}:2: balance.capp: no such key; did you mean 'cap'?"),
+        ("extra:\n  capp: 3\n", [], "{path}:2: extra.capp: no such key; did you mean 'cap'?"),
+        ("rate: fast\n", [], "{path}:1: rate: Input should be a valid number"),
+        ("\nbalance:\n  cap: 0\n", [], "{path}:3: balance.cap: Input should be greater than 0"),
+        ("{}", ["balance.cpa=3"], "balance.cpa=3: balance.cpa: no such key; did you mean 'cap'?"),
+        ("{}", ["balance.cap"], "balance.cap: an override has the form section.key=value"),
+        ("rate: 1\n", ["rate.x=3"], "rate.x=3: 'rate' is a value, not a section"),
+        ("rate: 1\nrate: 2\n", [], "{path}:2: rate: already set in line 1"),
+        ("a: [\n", [], "{path}:2: not valid YAML"),
+        ("- a\n", [], "{path}:1: expected `section:` headings, found list"),
+        (
+            "name: ${NOT_SET_ANYWHERE}\n",
+            [],
+            "{path}:1: name: the environment variable NOT_SET_ANYWHERE is not set",
+        ),
+    ],
+)
+def test_faults_name_line_and_cure(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, path, overrides)
+    assert str(caught.value).startswith(message.format(path=path))
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "rate: x\nbalance:\n  cap: -1\n  zzz: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, path)
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["3", "4", "1"]
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, "{}")
+    with pytest.raises(ConfigError, match=r"cc\.yaml: cannot be read .*did you mean .*c\.yaml"):
+        load(Outer, tmp_path / "cc.yaml")
+
+
+def test_environment_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/there")
+    assert load(Outer, write(tmp_path, "name: ${PLACE}/x\n")).name == "/there/x"
+
+
+def test_dump_loads_back_equal(tmp_path: Path) -> None:
+    config = load(Outer, write(tmp_path, "{}"), ["extra.cap=7", "rate=0.25"])
+    assert load(Outer, write(tmp_path, dump(config))) == config
+
+
+def test_explain_is_valid_yaml_with_every_key_documented(tmp_path: Path) -> None:
+    config = load(Outer, write(tmp_path, "{}"), ["name=a b"])
+    text = "\n".join(explain(config))
+    assert "  # Pairs a query.\n  cap: 20" in text
+    assert load(Outer, write(tmp_path, text)) == config
+
+
+def test_identity_leaves_operational_fields_out() -> None:
+    assert Inner(threads=1).identity() == Inner(threads=2).identity() == {"cap": 20}
+    assert Outer(balance=Inner(threads=8)).identity() == Outer().identity()
+    assert Outer(balance=Inner(cap=8)).identity() != Outer().identity()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline import status
+from pipeline.manifest import find
+from pipeline.runner import Advance, outdated
+from pipeline.stage import Run
+from tests.pipeline import toy
+from tests.pipeline.toy import Recorder
+
+Call = Callable[..., tuple[Run, Advance]]
+
+
+def test_nothing_changed_runs_nothing(advance: Call) -> None:
+    _, first = advance()
+    assert not first.idle
+    watch = Recorder()
+    _, second = advance(watch=watch)
+    assert second.idle
+    assert watch.ended == [("numbers", 0), ("total", 0)]
+
+
+def test_a_changed_setting_runs_its_stage_and_what_depends_on_it(advance: Call) -> None:
+    advance()
+    run, done = advance(total={"factor": 10})
+    assert done.ran == {"numbers": 0, "total": 4}
+    assert json.loads((run.folder / "total/out/sum.json").read_text()) == 60
+    _, done = advance({"first": 2}, {"factor": 10})
+    assert done.ran == {"numbers": 3, "total": 4}
+
+
+def test_only_the_tasks_whose_inputs_changed_run(advance: Call) -> None:
+    advance()
+    run, done = advance({"count": 4})
+    assert done.ran["total"] == 2, "the new number's copy, and the sum"
+    assert json.loads((run.folder / "total/out/sum.json").read_text()) == 10
+
+
+def test_stale_outputs_are_gone_once_the_stage_is_done(advance: Call) -> None:
+    advance({"count": 4})
+    run, _ = advance({"count": 2})
+    folder = run.folder / "numbers"
+    assert sorted(p.name for p in (folder / "out").iterdir()) == ["n-00000.json", "n-00001.json"]
+    assert len(list((folder / "done").iterdir())) == len(list((folder / "store").iterdir())) == 2
+
+
+def test_a_lost_output_is_made_again(advance: Call) -> None:
+    run, _ = advance()
+    manifest = run.manifests("numbers")[1]
+    (run.folder / "numbers/store" / manifest.store / "n-00001.json").unlink()
+    run, done = advance()
+    assert done.ran["numbers"] == 1
+    assert find(run.folder / "numbers", 1, manifest.fingerprint) is not None
+
+
+def test_a_torn_manifest_counts_as_not_done(advance: Call) -> None:
+    run, _ = advance()
+    path = next((run.folder / "numbers/done").glob("00002.*"))
+    path.write_text(path.read_text()[:40])
+    _, done = advance()
+    assert done.ran["numbers"] == 1
+
+
+def test_the_stage_version_is_part_of_the_fingerprint(advance: Call) -> None:
+    run, _ = advance()
+    assert outdated(run, toy.STAGES) is None
+    newer = replace(toy.TOTAL, version=2)
+    assert outdated(run, (toy.NUMBERS, newer)) is newer
+
+
+def test_status_reads_the_folder_alone(advance: Call) -> None:
+    run, _ = advance()
+    stages = {stage.name: stage for stage in status.read(run.folder)}
+    assert stages["numbers"].word == "done"
+    assert (stages["numbers"].stats.rows_in, stages["numbers"].stats.rows_out) == (6, 3)
+    assert (stages["total"].done, stages["total"].total) == (4, 4)
