@@ -1,0 +1,99 @@
+"""The parquet schemas that stages exchange, in one place.
+
+Identifiers: `uid` is xxh3-128 of url, a zero byte and the normalised text; `url_hash` is xxh3-64 of
+the url; `query_id` is a row number of `queries.parquet`.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+UID = pa.binary(16)
+
+QUERIES = pa.schema(
+    [
+        ("query_id", pa.uint32()),
+        ("text", pa.string()),
+        ("norm", pa.string()),  # text.normalise(text): what is searched for
+        ("sources", pa.list_(pa.string())),  # of: word, bigram, title, wordnet
+        ("word_count", pa.uint64()),
+        ("pmi", pa.float32()),  # bits; null unless a bigram
+        ("pair_count", pa.uint64()),
+        ("views", pa.uint64()),
+        ("rank", pa.uint32()),  # order of admission
+    ]
+)
+
+CANDIDATES = pa.schema(
+    [
+        ("url", pa.string()),  # absolute, of the picture
+        ("text", pa.string()),  # text.clean() of what the page said
+        ("page_url", pa.string()),
+        ("source", pa.string()),  # alt, title, or the pool's name
+        ("snapshot", pa.string()),  # which crawl or pool
+        ("file", pa.string()),  # which file of it; (snapshot, file) orders occurrences
+    ]
+)
+
+MATCHED = pa.schema(
+    [
+        ("uid", UID),
+        ("url_hash", pa.uint64()),
+        *CANDIDATES,
+        ("query_ids", pa.list_(pa.uint32())),  # sorted, unique
+    ]
+)
+
+PAIRS = pa.schema([*MATCHED, ("occurrences", pa.uint32())])
+
+SELECTED = pa.schema(
+    [
+        *PAIRS,
+        ("selected_by", pa.list_(pa.uint32())),  # the queries that chose this pair
+        ("probability", pa.float32()),  # of being selected, over the seeds
+    ]
+)
+
+FETCHED = pa.schema(
+    [
+        ("uid", UID),
+        ("status", pa.string()),  # "ok", or the reason why there is no picture
+        ("error", pa.string()),
+        ("http_status", pa.uint16()),  # 0: no answer
+        ("final_url", pa.string()),
+        ("sha256", pa.binary(32)),  # of the bytes that the server sent
+        ("width", pa.uint16()),  # as stored, pixels
+        ("height", pa.uint16()),
+        ("original_width", pa.uint16()),
+        ("original_height", pa.uint16()),
+        ("staged", pa.string()),  # tar below RUN/download/out that holds the picture
+    ]
+)
+
+SCREENED = pa.schema(
+    [
+        ("uid", UID),
+        ("keep", pa.bool_()),
+        ("reason", pa.string()),  # "" for those kept
+        ("staged", pa.string()),
+    ]
+)
+
+INDEX = pa.schema(
+    [
+        ("uid", UID),
+        ("shard", pa.string()),  # file name below shards/
+        ("offset", pa.uint64()),  # of the sample's first tar header in the shard, bytes
+        ("length", pa.uint64()),  # of all its members with headers and padding, bytes
+        ("image_offset", pa.uint64()),  # of the picture's bytes in the shard
+        ("image_bytes", pa.uint32()),
+        ("text_offset", pa.uint64()),
+        ("text_bytes", pa.uint32()),
+        ("width", pa.uint16()),
+        ("height", pa.uint16()),
+        ("sha256", pa.binary(32)),  # of the picture as stored
+        ("query_ids", pa.list_(pa.uint32())),
+        ("selected_by", pa.list_(pa.uint32())),
+        ("probability", pa.float32()),
+    ]
+)

@@ -1,0 +1,155 @@
+"""Both forms of a text: golden table, and laws that hold for every string."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+import regex
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dataset_build import text as text_module
+from dataset_build.text import clean, normalise
+
+# Lone surrogates too: JSON and broken decoders bring them.
+ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
+    "aAéİßΐǰ犬カが゛ﾞไทย่ \u0301\u00ad&#;x0amplt\x00\x92Ã©â€™"
+)
+
+
+def contains(query: str, caption: str) -> bool:
+    return f" {normalise(query)} " in f" {normalise(caption)} "
+
+
+@pytest.mark.parametrize(
+    ("query", "caption"),
+    [
+        ("St. Louis", "the St. Louis arch"),
+        ("St Louis", "the st. louis, arch"),
+        ("dog", 'a "dog" here'),
+        ("dog", "dog."),
+        ("New York", "New  York\tCity"),
+        ("New York", "New-York"),
+        ("Washington, D.C.", "in Washington D.C. today"),
+        ("O'Brien", "Mr O\u2019Brien"),
+        ("don't", "DON\u2019T PANIC"),
+        ("AC/DC", "an AC DC concert"),
+        ("strasse", "Hauptstraße Straße"),
+        ("café", "cafe\u0301 au lait"),
+        ("fig", "a ﬁg"),
+        ("ABC 12", "\uff21\uff22\uff23\u3000\uff11\uff12"),
+        ("hyphen", "hy\u00adphen"),
+        ("heart", "I ❤\ufe0f heart"),
+        ("犬", "白い犬と猫"),
+        ("東京", "東京タワー"),
+        ("ラーメン", "ﾗｰﾒﾝ屋"),
+        ("แมว", "แมวน่ารัก"),
+        ("собака", "БОЛЬШАЯ СОБАКА!"),
+    ],
+)
+def test_query_is_found(query: str, caption: str) -> None:
+    assert contains(query, caption)
+
+
+@pytest.mark.parametrize(
+    ("query", "caption"),
+    [
+        ("dog", "dogs and hotdog"),
+        ("New York", "new yorkshire"),
+        ("犬", "a dog"),
+        ("cafe", "café"),
+        ("กา", "ก่า"),
+        ("서울", "서울에서"),
+    ],
+)
+def test_query_is_not_found(query: str, caption: str) -> None:
+    assert not contains(query, caption)
+
+
+def test_case_is_kept_on_request() -> None:
+    assert normalise("Apple-Straße, İ", fold_case=False) == "Apple Straße İ"
+    assert normalise("Apple", fold_case=False) != normalise("apple", fold_case=False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "stored"),
+    [
+        ("  a\n\tb\u00a0 c\u2028d ", "a b c d"),
+        ("Tom &amp;amp; Jerry &lt;3 &eacute;", "Tom & Jerry <3 é"),
+        ("donâ€™t", "don\u2019t"),
+        ("voilÃ\u00a0 le cafÃ©", "voilà le café"),
+        ("it\x92s", "it\u2019s"),
+        ("e\u0301", "é"),
+        ("a\u202eb\u200f\ufeff\x00\x1bc", "abc"),
+        ("\ud83d\ude00 \ud800x", "😀 x"),
+        ("&#xD83D; R&D AT&T", "\ufffd R&D AT&T"),
+        ("“Naïve” \u2013 100 % ﬁne™ 👩\u200d🚀", "“Naïve” \u2013 100 % ﬁne™ 👩\u200d🚀"),
+        ("Ângela e João", "Ângela e João"),
+        ("", ""),
+    ],
+)
+def test_clean(raw: str, stored: str) -> None:
+    assert clean(raw) == stored
+
+
+@given(ANY_TEXT)
+@example("&amp;amp;amp;#38;lt;")
+@example("&#x26;#x202e;a")
+@example("Ã\u0083Â©")
+def test_clean_is_idempotent_and_encodes(raw: str) -> None:
+    stored = clean(raw)
+    assert clean(stored) == stored
+    assert stored.encode("utf-8").decode() == stored
+    assert unicodedata.is_normalized("NFC", stored)
+    assert stored == " ".join(stored.split())
+
+
+@given(ANY_TEXT, st.booleans())
+def test_normalise_is_idempotent_and_of_words_only(raw: str, fold_case: bool) -> None:
+    norm = normalise(raw, fold_case)
+    assert normalise(norm, fold_case) == norm
+    assert norm.encode("utf-8").decode() == norm
+    assert norm == " ".join(norm.split())
+    for word in norm.split():
+        assert regex.fullmatch(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*", word)
+
+
+@given(ANY_TEXT)
+def test_what_is_stored_compares_like_what_was_read(raw: str) -> None:
+    """Cleaning a clean caption again, or changing its case, changes no comparison."""
+    stored = clean(raw)
+    assert normalise(clean(stored)) == normalise(stored)
+    assert normalise(stored) == normalise(normalise(stored, fold_case=False))
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_a_query_is_found_in_a_caption_made_of_it(query: str, other: str) -> None:
+    assert contains(query, f"{other} {query}, {other}") or not normalise(query)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_takes_the_same_way(raw: str) -> None:
+    """The fast path agrees with the general one, reached by a character that is a boundary."""
+    assert normalise(raw) == normalise(raw + "\u2014")
+    assert normalise(raw, False) == normalise(raw + "\u2014", False)
+
+
+def test_every_character_is_stable() -> None:
+    for code in range(0x30000):
+        around = f"a{chr(code)}B"
+        norm = normalise(around)
+        assert normalise(norm) == norm, hex(code)
+
+
+def test_table_and_pattern_agree() -> None:
+    """Texts without marks are split by a table; the pattern for delicate ones says the same."""
+    for code in range(0x80, 0x30000):
+        character = chr(code)
+        if text_module._DELICATE.match(character):
+            continue
+        around = unicodedata.normalize("NFKC", f"a{character}B")
+        if text_module._DELICATE.search(around):
+            continue
+        expected = " ".join(text_module._WORD.findall(around.casefold()))
+        assert text_module._words(around, True) == expected, hex(code)
