@@ -1,0 +1,172 @@
+"""The report as one self-contained page: a template, inline style and SVG, no script, no request.
+
+Captions, queries and names come from strangers: the template escapes everything, and the page's
+own content policy forbids scripts and requests besides.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from dataset_build.report import charts
+from dataset_build.report.pictures import Picture
+
+_LISTED_SHARDS = 40
+_HALF, _THIRD = 380, 250  # widths of charts that stand in two or three columns, pixels
+_UNKNOWN = "\u2013"
+
+
+def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
+    """HTML of a report that `gather` made; `sampled` brings the bytes of its pictures."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"n": number, "size": size, "pct": percent, "short": charts.short}
+    return environment.get_template("page.html.j2").render(
+        r=report,
+        name=Path(report["run"]).resolve().name,
+        updated=_date(report["updated"]),
+        funnel=funnel(report["funnel"]),
+        charts=_charts(report),
+        thumbnails=[picture.data for picture in sampled],
+        listed_shards=_LISTED_SHARDS,
+    )
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """With separators; an en dash for what is not known."""
+    return _UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in the unit that suits, powers of 1000."""
+    if value is None:
+        return _UNKNOWN
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:,.1f} {unit}"
+    return f"{value:,.0f} B"
+
+
+def percent(part: float | None, whole: float | None = 1.0) -> str:
+    """`part` of `whole`; never rounds something to nothing, nor nearly all to all."""
+    if part is None or not whole:
+        return _UNKNOWN
+    share = part / whole
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.1%}"
+
+
+def funnel(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Bar lengths in percent: linear while the smallest bar can still be seen, else logarithmic."""
+    values = [v for s in stages for v in (s["rows_in"], s["rows_out"]) if v]
+    largest = max(values, default=1)
+    log = min(values, default=1) < largest / 100
+
+    def length(value: int) -> float:
+        share = math.log1p(value) / math.log1p(largest) if log else value / largest
+        return round(100 * share, 2)
+
+    rows = [
+        {
+            **stage,
+            "in_length": length(stage["rows_in"]),
+            "out_length": length(stage["rows_out"]),
+        }
+        for stage in stages
+    ]
+    return {"scale": "logarithmic" if log else "linear", "rows": rows}
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, Markup]:
+    made: dict[str, Markup] = {}
+    if queries := report["queries"]:
+        made["coverage"] = charts.lines(
+            [charts.Series(name, points) for name, points in queries["curves"].items()],
+            title="Pairs per query, from the most to the least frequent query",
+            x_label="queries, most frequent first (rank)",
+            y_label="pairs per query",
+            log=True,
+            mark=queries["cap"],
+            mark_label=f"cap {number(queries['cap'])}",
+        )
+    if downloads := report["downloads"]:
+        made["original_side"] = _sides(downloads["shorter_side"], "as fetched", _HALF)
+    if dataset := report["dataset"]:
+        made["stored_side"] = _sides(dataset["shorter_side"], "as stored", _THIRD)
+        made["captions"] = charts.columns(
+            _between(dataset["caption_bytes"]),
+            title="Pairs by the length of the caption",
+            x_label="caption, bytes",
+            width=_THIRD,
+        )
+        made["queries_a_pair"] = charts.columns(
+            _tail(dataset["queries_a_pair"]),
+            title="Pairs by the number of queries that selected them",
+            x_label="queries that selected the pair",
+            width=_THIRD,
+        )
+    if training := report["training"]:
+        for name, y_range in (("loss", None), ("accuracy", (0.0, 1.0))):
+            made[name] = charts.lines(
+                [charts.Series(name, training["curves"][name])],
+                title=f"{name} over training steps",
+                x_label="step",
+                y_label="loss" if name == "loss" else "in-batch accuracy",
+                y_range=y_range,
+                width=_HALF,
+                height=240,
+            )
+    return made
+
+
+def _sides(bins: Mapping[str, int], state: str, width: int) -> Markup:
+    return charts.columns(
+        _between(bins),
+        title=f"Pictures by their shorter side, {state}",
+        x_label=f"shorter side {state}, pixels",
+        width=width,
+    )
+
+
+def _between(bins: Mapping[str, int]) -> dict[str, int]:
+    """Doubling bins under their range, the empty ones between them included."""
+    edges = sorted(int(edge) for edge in bins)
+    labelled: dict[str, int] = {}
+    edge = edges[0] if edges else 0
+    while edges and edge <= edges[-1]:
+        last = max(2 * edge - 1, 0)
+        label = str(edge) if last <= edge else f"{edge}\u2013{last}"
+        labelled[label] = bins.get(str(edge), 0)
+        edge = 2 * edge or 1
+    return labelled
+
+
+def _tail(bins: Mapping[str, int], limit: int = 8) -> dict[str, int]:
+    """Bins 0, 1, 2, …, with everything from `limit` on in the last."""
+    kept = {int(key): count for key, count in bins.items()}
+    last = min(max(kept, default=0), limit)
+    first = min(min(kept, default=0), last)
+    labelled = {str(i): kept.get(i, 0) for i in range(first, last + 1)}
+    if more := sum(count for key, count in kept.items() if key > last):
+        labelled[f"≥{last}"] = labelled.pop(str(last)) + more
+    return labelled
+
+
+def _date(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)) if seconds else ""

@@ -1,0 +1,103 @@
+"""The trainer's side of a report: its curves and the evaluation results, read from the run folder.
+
+`metrics.jsonl` is appended to while training runs, so a cut last line is normal, and after a
+resume the steps since the checkpoint come again: the later line counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset_build.report.published import Absent, Build
+
+POINTS = 300
+_LOSS = ("loss",)
+_ACCURACY = ("accuracy", "batch_accuracy", "in_batch_accuracy", "top1")
+
+
+def curves(build: Build) -> dict[str, Any]:
+    """Loss and in-batch accuracy over steps, thinned by averaging neighbours."""
+    path = build.run.stage_folder("train") / "metrics.jsonl"
+    if not path.exists():
+        state = f" (train: {build['train'].state})" if "train" in build else ""
+        raise Absent(f"not trained yet{state}")
+    series: dict[str, list[tuple[float, float]]] = {"loss": [], "accuracy": []}
+    last: Mapping[str, Any] = {}
+    steps = 0
+    for row in _rows(path):
+        last = row
+        steps = max(steps, int(row["step"]))
+        for name, keys in (("loss", _LOSS), ("accuracy", _ACCURACY)):
+            value = next((row[key] for key in keys if _is_number(row.get(key))), None)
+            if value is None:
+                continue
+            points = series[name]
+            while points and points[-1][0] >= row["step"]:
+                points.pop()
+            points.append((row["step"], value))
+    if not last:
+        raise Absent("no step is logged yet")
+    return {
+        "steps": steps,
+        "last": {key: value for key, value in last.items() if _is_number(value)},
+        "curves": {name: thin(points) for name, points in series.items()},
+    }
+
+
+def evaluation(build: Build) -> dict[str, dict[str, Any]]:
+    """`RUN/evaluate/evaluation.json`, with the accuracy of guessing beside each result."""
+    path = build.run.stage_folder("evaluate") / "evaluation.json"
+    if not path.exists():
+        published = build.paths("evaluate", "evaluation.json")
+        if not published:
+            state = f" (evaluate: {build['evaluate'].state})" if "evaluate" in build else ""
+            raise Absent(f"not evaluated yet{state}")
+        path = published[0]
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Absent(f"{path} is not JSON: {error}") from None
+    results = {}
+    for name, result in sorted(values.items()):
+        if not isinstance(result, dict) or "top1" not in result:
+            continue
+        classes = result.get("classes")
+        if isinstance(classes, (list, tuple)):
+            classes = len(classes)
+        results[name] = {
+            "top1": result["top1"],
+            "top5": result.get("top5"),
+            "classes": classes,
+            "images": result.get("images"),
+            "chance": result.get("chance", 1 / classes if classes else None),
+        }
+    if not results:
+        raise Absent(f"{path} names no dataset with a top1")
+    return results
+
+
+def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[list[float]]:
+    """At most `limit` points, each the mean of as many neighbours as the others."""
+    size = -(-len(points) // limit) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        [group[-1][0], round(sum(value for _, value in group) / len(group), 6)] for group in groups
+    ]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and _is_number(row.get("step")):
+                yield row
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,0 +1,75 @@
+"""Charts are well-formed SVG whose pixels follow the data."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from dataset_build.report.charts import Axis, Series, columns, lines, short
+
+
+def _points(svg: str) -> list[tuple[float, float]]:
+    polyline = next(e for e in ET.fromstring(svg).iter() if e.tag == "polyline")
+    pairs = (pair.split(",") for pair in polyline.attrib["points"].split())
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_a_power_law_is_a_straight_line_on_two_logarithmic_axes() -> None:
+    svg = lines(
+        [Series("a", [[1, 1000], [10, 100], [100, 10], [1000, 1]])],
+        title="t",
+        x_label="x",
+        y_label="y",
+        log=True,
+    )
+    (x0, y0), (x1, y1), *_, (x3, y3) = _points(svg)
+    assert x3 - x0 == pytest.approx(3 * (x1 - x0), abs=0.3)
+    assert y3 - y0 == pytest.approx(3 * (y1 - y0), abs=0.3)
+    assert y1 > y0  # downwards: fewer
+
+
+def test_what_a_logarithm_has_no_place_for_is_left_out() -> None:
+    series = [Series("a", [[1, 5], [2, 0], [3, 2]])]
+    assert len(_points(lines(series, title="", x_label="", y_label="", log=True))) == 2
+    assert lines([Series("a", [[1, 0]])], title="", x_label="", y_label="", log=True) == ""
+
+
+@pytest.mark.parametrize("points", [[[5, 3]], [[0, 0]], [[1, -2], [2, -2]], [[0, 1e-9], [1, 1e12]]])
+def test_degenerate_data_still_draws(points: list[list[float]]) -> None:
+    svg = lines([Series("a", points)], title="", x_label="", y_label="")
+    assert "nan" not in svg.lower()
+    assert len(_points(svg)) == len(points)
+
+
+def test_column_heights_are_proportional() -> None:
+    bars = [
+        float(e.attrib["height"])
+        for e in ET.fromstring(columns({"a": 10, "b": 5, "c": 0}, title="", x_label="")).iter(
+            "rect"
+        )
+    ]
+    assert bars[0] == pytest.approx(2 * bars[1], abs=0.2)
+    assert bars[2] == 0
+    assert columns({}, title="", x_label="") == ""
+
+
+def test_labels_are_escaped() -> None:
+    svg = columns({"<script>": 1}, title='"><b>', x_label="a & b")
+    ET.fromstring(svg)
+    assert "<script>" not in svg
+    assert "<b>" not in svg
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert Axis(0, 9.3, 0, 100, False).ticks() == [0, 2, 4, 6, 8]
+    assert Axis(3, 20_000, 0, 100, True).ticks() == [10, 100, 1000, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (950, "950"), (1000, "1k"), (3124, "3.1k"), (99_960, "100k"), (4e8, "400M"),
+     (999_950, "1M"), (1.28e10, "12.8G"), (0.2, "0.2")],
+)  # fmt: skip
+def test_short_numbers(value: float, text: str) -> None:
+    assert short(value) == text
