@@ -7,15 +7,24 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
-from train.settings import EvaluateSettings, TrainSettings
 
+import sample_web.stage
+import train.stages
 from dataset_build import balance, dedup, download, extract, match, pack, queries, screen
+from dataset_build.balance import BalanceSettings
+from dataset_build.dedup import DedupSettings
+from dataset_build.download import DownloadSettings
+from dataset_build.extract import ExtractSettings
+from dataset_build.match import MatchSettings
+from dataset_build.pack import PackSettings
+from dataset_build.queries import QueriesSettings
+from dataset_build.screen import ScreenSettings
 from dataset_build.text import TextSettings
 from pipeline.config import Settings
 from pipeline.local import LocalSettings
 from pipeline.stage import Stage
-from sample_web import stage as sample_web
-from train import stages as training
+from sample_web.stage import SampleWebSettings
+from train.settings import EvaluateSettings, TrainSettings
 
 BUILD = (
     queries.STAGE,
@@ -36,25 +45,25 @@ class Config(Settings):
         "queries", "extract", "match", "dedup", "balance", "download", "screen", "pack"
     ] = "pack"
     """The last stage that `build` runs."""
-    sample_web: sample_web.SampleWebSettings | None = None
+    sample_web: SampleWebSettings | None = None
     """A made-up web to build from, made by the run itself; leave it out to use real inputs."""
     text: TextSettings = Field(default_factory=TextSettings)
     """How queries and captions are compared."""
-    queries: queries.QueriesSettings = Field(default_factory=queries.QueriesSettings)
+    queries: QueriesSettings = Field(default_factory=QueriesSettings)
     """The query list and what it is assembled from."""
-    extract: extract.ExtractSettings = Field(default_factory=extract.ExtractSettings)
+    extract: ExtractSettings = Field(default_factory=ExtractSettings)
     """Web archives and parquet pools, and which captions are worth keeping."""
-    match: match.MatchSettings = Field(default_factory=match.MatchSettings)
+    match: MatchSettings = Field(default_factory=MatchSettings)
     """Which queries occur in which caption."""
-    dedup: dedup.DedupSettings = Field(default_factory=dedup.DedupSettings)
+    dedup: DedupSettings = Field(default_factory=DedupSettings)
     """All captions of one address."""
-    balance: balance.BalanceSettings = Field(default_factory=balance.BalanceSettings)
+    balance: BalanceSettings = Field(default_factory=BalanceSettings)
     """The cap on pairs a query."""
-    download: download.DownloadSettings = Field(default_factory=download.DownloadSettings)
+    download: DownloadSettings = Field(default_factory=DownloadSettings)
     """How pictures are fetched and resized."""
-    screen: screen.ScreenSettings = Field(default_factory=screen.ScreenSettings)
+    screen: ScreenSettings = Field(default_factory=ScreenSettings)
     """Which pictures are kept."""
-    pack: pack.PackSettings = Field(default_factory=pack.PackSettings)
+    pack: PackSettings = Field(default_factory=PackSettings)
     """The shards."""
     train: TrainSettings = Field(default_factory=TrainSettings)
     """The model and its training."""
@@ -70,11 +79,15 @@ def build_stages(config: Config) -> Sequence[Stage]:
     stages = list(BUILD[: names.index(config.until) + 1])
     if config.sample_web is None:
         return stages
-    served = [replace(s, service=sample_web.serve) if s.name == "download" else s for s in stages]
-    return [sample_web.STAGE, *served]
+    served = [
+        replace(s, service=sample_web.stage.serve) if s.name == "download" else s for s in stages
+    ]
+    return [sample_web.stage.STAGE, *served]
 
 
 def all_stages(config: Config) -> Sequence[Stage]:
     """The dataset's stages, then training and evaluation where the dataset is built to its end."""
     stages = list(build_stages(config))
-    return stages if config.until != "pack" else [*stages, training.TRAIN, training.EVALUATE]
+    return (
+        stages if config.until != "pack" else [*stages, train.stages.TRAIN, train.stages.EVALUATE]
+    )

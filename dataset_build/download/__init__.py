@@ -1,0 +1,125 @@
+"""Pictures of the selected pairs: fetched within bounds, resized by img2dataset, staged in tars.
+
+A task owns a range of uids, so what it stages is contiguous in the order in which `pack` reads it.
+The work is in `shard.py`; this module is what every command imports, so it stays light.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.manifest import Stats
+from pipeline.stage import Attempt, Run, Stage, Task
+
+Format = Literal["jpeg", "png", "webp", "gif"]
+
+
+class DownloadSettings(Settings):
+    """How pictures are fetched and resized."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"threads", "polite_connections", "contact"})
+
+    pairs_per_task: int = Field(10_000, gt=0)
+    """Pairs that one task fetches, on average."""
+    threads: int = Field(32, gt=0, le=1024)
+    """Addresses that a task fetches at the same time."""
+    polite_connections: int = Field(2, gt=0)
+    """Connections that a task keeps to one registered domain at the same time."""
+    contact: str = Field("", pattern=r"^[\x20-\x7e]*$")
+    """Address of a page, or of mail, at which a site's owner reaches you; sent to every server."""
+    user_agent: str = Field("openwit/0.1", pattern=r"^[!-~]+/[\x20-\x7e]+$")
+    """Who asks: `name/version`. Servers address their opt-outs to the name."""
+    timeout_s: float = Field(30.0, gt=0)
+    """Seconds that one address may take in all: look-up, redirects, retries and body."""
+    connect_timeout_s: float = Field(10.0, gt=0)
+    """Seconds until a connection must stand, with its encryption."""
+    slow_bytes_per_s: int = Field(200, ge=1)
+    """A transfer slower than this for `slow_s` seconds is given up."""
+    slow_s: int = Field(10, ge=1)
+    """See `slow_bytes_per_s`."""
+    retries: int = Field(1, ge=0, le=10)
+    """Further tries after an error that may pass: lost connections, 429, 5xx."""
+    max_redirects: int = Field(5, ge=0, le=20)
+    """Redirects followed; each new address is checked like the first."""
+    max_bytes: int = Field(20 << 20, gt=0)
+    """Largest file accepted, bytes."""
+    max_pixels: int = Field(25_000_000, gt=0)
+    """Largest picture decoded, pixels; a bomb is refused by its header."""
+    min_side: int = Field(16, ge=1)
+    """Smallest side accepted, pixels."""
+    max_aspect_ratio: float = Field(20.0, ge=1)
+    """Largest ratio of the sides accepted."""
+    formats: tuple[Format, ...] = ("jpeg", "png", "webp")
+    """What may reach a decoder, told by the first bytes. Of a `gif` the first frame is taken."""
+    honour_opt_out: bool = True
+    """Drop what X-Robots-Tag, tdm-reservation or Content-Usage reserve."""
+    image_size: int = Field(256, gt=0)
+    """Side of the stored picture, pixels; which side, `resize_mode` says."""
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
+        "keep_ratio"
+    )
+    """As in img2dataset; `keep_ratio` brings the smaller side to `image_size`."""
+    resize_only_if_bigger: bool = True
+    """Never enlarge."""
+    encode_quality: int = Field(95, ge=1, le=100)
+    """Quality of the stored JPEG."""
+
+    @property
+    def agent(self) -> str:
+        """The User-Agent header."""
+        return f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
+
+
+REASONS: dict[str, str] = {
+    "malformed_url": "the address cannot be read, or carries credentials",
+    "blocked_scheme": "neither http nor https",
+    "blocked_port": "a port below 1024 other than 80 and 443",
+    "blocked_address": "the host is not on the public internet",
+    "dns": "the host's name does not resolve",
+    "connect": "no connection",
+    "tls": "encryption failed, or the certificate is not valid",
+    "connection_lost": "the server broke off before it answered",
+    "bad_response": "the answer is not HTTP",
+    "timeout": "not done in time, or too slow",
+    "too_many_redirects": "more redirects than allowed, or one without a target",
+    "dead_link": "404 or 410",
+    "forbidden": "401, 402, 403 or 451",
+    "too_many_requests": "429",
+    "client_error": "another 4xx",
+    "server_error": "5xx",
+    "unexpected_status": "an answer that is neither a picture, a redirect nor an error",
+    "opt_out": "the server reserves the picture",
+    "too_large": "more than max_bytes",
+    "not_an_image": "none of the accepted formats",
+    "truncated": "the file stops before its end",
+    "too_many_pixels": "more than max_pixels",
+    "too_small": "a side below min_side",
+    "too_long": "sides beyond max_aspect_ratio",
+    "undecodable": "the decoder refuses it",
+    "fetch_failed": "anything else",
+}
+"""Why a pair has no picture: the `status` of `fetched-*.parquet` and the report's drop reasons."""
+
+
+def plan(run: Run) -> list[Task]:
+    """Cut the selected pairs into equal ranges of uids; a uid is a hash, so ranges are equal."""
+    reads = tuple(run.find("balance:selected-*.parquet"))
+    names = {reference.partition(":")[2] for reference in reads}
+    outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
+    rows = sum(output.rows or 0 for output in outputs if output.name in names)
+    settings: DownloadSettings = run.settings("download")
+    tasks = max(1, -(-rows // settings.pairs_per_task))
+    return [Task("download", part, reads, {"part": part, "parts": tasks}) for part in range(tasks)]
+
+
+def work(attempt: Attempt) -> Stats:
+    """Fetch, resize and stage one range of uids."""
+    from dataset_build.download.shard import fetch_shard
+
+    return fetch_shard(attempt)
+
+
+STAGE = Stage("download", ("balance",), plan, work, unit="pairs")

@@ -1,0 +1,254 @@
+"""One HTTP request within bounds: time, bytes, and only to the public internet.
+
+libcurl does the transfer and asks before it opens each socket, so what is judged is the very
+number it connects to: no redirect, odd spelling or second DNS answer gets past that.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pycurl
+
+from dataset_build.download import DownloadSettings, probe
+from dataset_build.download.addresses import is_public
+from dataset_build.download.opt_out import opts_out, product_token
+
+_DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TLS_ERRORS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 77, 80, 82, 83, 90, 91, 98})
+_ERRORS = {
+    pycurl.E_URL_MALFORMAT: "malformed_url",
+    pycurl.E_COULDNT_RESOLVE_HOST: "dns",
+    pycurl.E_COULDNT_CONNECT: "connect",
+    pycurl.E_OPERATION_TIMEDOUT: "timeout",
+    pycurl.E_FILESIZE_EXCEEDED: "too_large",
+    pycurl.E_PARTIAL_FILE: "truncated",
+    pycurl.E_GOT_NOTHING: "connection_lost",
+    pycurl.E_SEND_ERROR: "connection_lost",
+    pycurl.E_RECV_ERROR: "connection_lost",
+    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",  # HTTP/0.9; other schemes never get this far
+    8: "bad_response",  # CURLE_WEIRD_SERVER_REPLY
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one address; `body` is whole if `reason` is "ok", else empty."""
+
+    reason: str
+    detail: str = ""
+    status: int = 0
+    """HTTP status; 0 if there was no answer."""
+    url: str = ""
+    """The last address asked."""
+    body: bytes = b""
+    received: int = 0
+    """Bytes of bodies received over all requests."""
+    requests: int = 0
+    redirect: str = ""
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Hosts under `suffix` are served by one address: how a made-up web is reached."""
+
+    suffix: str
+    address: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Detour:
+        """From `.suffix=address:port`."""
+        match = re.fullmatch(r"(\.[\w.-]+)=([\d.]+):(\d+)", text)
+        assert match, f"OPENWIT_CONNECT_TO: {text!r} is not of the form .suffix=address:port"
+        return cls(match[1].lower(), match[2], int(match[3]))
+
+
+class _Socket(socket.socket):
+    """libcurl works on a duplicate; this object is closed as soon as it is dropped."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Connection:
+    """One libcurl handle of one thread. With a detour it reaches that address and no other."""
+
+    def __init__(
+        self,
+        settings: DownloadSettings,
+        share: pycurl.CurlShare,
+        detour: Detour | None,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._detour = detour
+        self._token = product_token(settings.user_agent)
+        self._stopping = stopping
+        self._body = bytearray()
+        self._received = 0
+        self._begin()
+        curl = self.curl = pycurl.Curl()
+        curl.setopt(pycurl.SHARE, share)
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        curl.setopt(pycurl.FOLLOWLOCATION, 0)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        curl.setopt(pycurl.PROXY, "")  # a proxy would decide on the address in our place
+        curl.setopt(pycurl.NOPROXY, "*")
+        curl.setopt(pycurl.USERAGENT, settings.agent)
+        headers = ["Accept: image/*, */*;q=0.1", "Accept-Encoding: identity"]
+        curl.setopt(pycurl.HTTPHEADER, headers)
+        curl.setopt(pycurl.MAXCONNECTS, 8)
+        curl.setopt(pycurl.BUFFERSIZE, 256 << 10)
+        curl.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, settings.slow_bytes_per_s)
+        curl.setopt(pycurl.LOW_SPEED_TIME, settings.slow_s)
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        curl.setopt(pycurl.HEADERFUNCTION, self._header)
+        curl.setopt(pycurl.WRITEFUNCTION, self._write)
+        curl.setopt(pycurl.XFERINFOFUNCTION, self._progress)
+        curl.setopt(pycurl.NOPROGRESS, 0)
+        if detour:
+            curl.setopt(pycurl.CONNECT_TO, [f"::{detour.address}:{detour.port}"])
+
+    def get(self, url: str, end: float) -> Answer:
+        """One request without redirects, over by the monotonic time `end`."""
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            return Answer("timeout", url=url)
+        self._begin()
+        curl = self.curl
+        curl.setopt(pycurl.URL, url)
+        curl.setopt(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
+        connect_s = min(left_s, self._settings.connect_timeout_s)
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(connect_s * 1000)))
+        error = 0
+        try:
+            curl.perform()
+        except pycurl.error as failure:
+            error = failure.args[0]
+        body = bytes(self._body)
+        self._body = bytearray()
+        reason, detail = self._judge(error)
+        answer = Answer(reason, detail, self._status, url, received=self._received)
+        if reason == "ok":
+            return replace(answer, body=body)
+        if reason == "redirect":
+            target = curl.getinfo(pycurl.REDIRECT_URL)
+            if not target:
+                return replace(answer, reason="too_many_redirects", detail="no target")
+            return replace(answer, redirect=target)
+        return replace(answer, retry_after_s=self._retry_after_s())
+
+    def _judge(self, error: int) -> tuple[str, str]:
+        """Reason and detail of the request that has just ended with a libcurl error code."""
+        status = self._status
+        if self._refusal:
+            return self._refusal
+        if error == pycurl.E_ABORTED_BY_CALLBACK and self._stopping():
+            return "stopped", ""
+        if self._headed and status != 200:  # whatever befell the body, the status says it
+            if status in _REDIRECTS:
+                return "redirect", ""
+            return _by_status(status), f"HTTP {status}"
+        if error == pycurl.E_COULDNT_CONNECT and self._blocked:
+            return "blocked_address", self._blocked
+        if error:
+            name = "tls" if error in _TLS_ERRORS else _ERRORS.get(error, "fetch_failed")
+            return name, f"libcurl error {error}"
+        if not self._checked:  # shorter than the magic bytes
+            return "not_an_image", f"{self._received} bytes"
+        return "ok", ""
+
+    def _begin(self) -> None:
+        self._status = 0
+        self._headed = False
+        self._headers: list[tuple[str, str]] = []
+        self._body = bytearray()
+        self._received = 0
+        self._checked = False
+        self._refusal: tuple[str, str] | None = None
+        self._blocked = ""
+
+    def _open_socket(self, purpose: int, address: tuple[int, int, int, Any]) -> socket.socket | int:
+        """libcurl's question before each connection: here the address is judged."""
+        family, kind, protocol, target = address
+        if family in (socket.AF_INET, socket.AF_INET6):
+            number, port = target[0], target[1]
+            if isinstance(number, bytes):
+                number = number.decode()
+            if self._detour is None:
+                allowed = is_public(number)
+            else:
+                allowed = (number, port) == (self._detour.address, self._detour.port)
+            if allowed:
+                return _Socket(family, kind, protocol)
+            self._blocked = number
+        return int(pycurl.SOCKET_BAD)
+
+    def _header(self, line: bytes) -> int | None:
+        if line.startswith(b"HTTP/"):  # also after an interim 1xx answer
+            code = line.split(None, 2)[1:2]
+            self._status = int(code[0]) if code and code[0].isdigit() else 0
+            self._headers = []
+        elif line in (b"\r\n", b"\n"):
+            self._headed = self._status >= 200
+            wanted = self._status == 200 or self._status in _REDIRECTS
+            if wanted and self._settings.honour_opt_out and opts_out(self._headers, self._token):
+                self._refusal = ("opt_out", "response header")
+                return -1
+        else:
+            name, _, value = line.decode("latin-1").partition(":")
+            self._headers.append((name.strip().lower(), value.strip()))
+        return None
+
+    def _write(self, data: bytes) -> int | None:
+        self._received += len(data)
+        if self._status != 200:
+            return None if self._received <= _DISCARDED else -1
+        if self._received > self._settings.max_bytes:
+            self._refusal = ("too_large", f"more than {self._settings.max_bytes} bytes")
+            self._body = bytearray()
+            return -1
+        self._body += data
+        if not self._checked and len(self._body) >= probe.MAGIC_BYTES:
+            self._checked = True
+            head = bytes(self._body[: probe.MAGIC_BYTES])
+            if probe.kind(head) not in self._settings.formats:
+                self._refusal = ("not_an_image", f"begins with {head[:8].hex()}")
+                return -1
+        return None
+
+    def _progress(self, *sizes: int) -> int:
+        return int(self._stopping())
+
+    def _retry_after_s(self) -> float:
+        """Seconds that the server asks to be left alone; 0 if it does not."""
+        value = dict(self._headers).get("retry-after", "")
+        if value.isdigit() and len(value) < 10:
+            return float(value)
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+
+
+def _by_status(status: int) -> str:
+    if status in (404, 410):
+        return "dead_link"
+    if status in (401, 402, 403, 451):
+        return "forbidden"
+    if status == 429:
+        return "too_many_requests"
+    if 400 <= status < 500:
+        return "client_error"
+    return "server_error" if 500 <= status < 600 else "unexpected_status"

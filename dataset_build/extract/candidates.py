@@ -1,0 +1,137 @@
+"""What is kept of the image links of pages: the rules that all sources share, and the writing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_build.extract.urls import canonical, extension
+from dataset_build.records import CANDIDATES
+from dataset_build.text import clean, normalise
+from pipeline.manifest import Stats
+
+if TYPE_CHECKING:
+    from dataset_build.extract import ExtractSettings
+
+_ROW_GROUP = 1 << 16
+_PICTURE = r"(?:jpe?g|png|gif|webp|bmp|svg|tiff?|avif|heic|jfif)"
+# "holiday_02.JPG", and the names that cameras and programs give: "IMG 1234", "Photo no. 7".
+_FILE_NAME = re.compile(rf"\.{_PICTURE}\W*\Z", re.IGNORECASE)
+_CAMERA_NAME = re.compile(
+    r"\W*(?:img|dsc[nf]?|pict?|image|photo|picture|screen ?shot|untitled|foto|bild|mvi|wp)"
+    r"[\W_]*(?:no|nr|copy|edited)?[\d\W_]*",
+    re.IGNORECASE,
+)
+_URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
+_MARKUP_SIGN = re.compile(r"[<{\[$]")
+_MARKUP = re.compile(r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption ", re.IGNORECASE)
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+class Candidates:
+    """Judges texts and addresses, and streams what passes into one parquet file.
+
+    Every (link, text) is a row in: a link with an `alt` and a different `title` counts twice, one
+    without any text once. Use as a context manager; the file is complete afterwards.
+    """
+
+    def __init__(self, target: Path, settings: ExtractSettings, snapshot: str, file: str) -> None:
+        self.stats = Stats()
+        self._settings = settings
+        self._denied = frozenset(name.lower().lstrip(".") for name in settings.denied_extensions)
+        self._snapshot, self._file = snapshot, file
+        self._writer = pq.ParquetWriter(target, CANDIDATES, compression="zstd")
+        self._rows: list[tuple[str, str, str, str]] = []
+
+    def __enter__(self) -> Candidates:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def link(self, url: str, texts: list[tuple[str, str]], page_url: str, base: str) -> None:
+        """One image link: `texts` are (source, raw text), in order of preference."""
+        seen: set[str] = set()
+        for source, raw in texts:
+            if raw and not raw.isspace() and raw not in seen:
+                seen.add(raw)
+                self.row(url, raw, source, page_url, base)
+        if not seen:
+            self.stats.rows_in += 1
+            self.stats.drop("no_text")
+
+    def row(self, url: str, raw: str, source: str, page_url: str, base: str = "") -> None:
+        """One address with one raw text."""
+        stats = self.stats
+        stats.rows_in += 1
+        # White space and entities take room, but a megabyte of "alt" is not worth cleaning.
+        text = clean(raw[: 16 * self._settings.max_chars])
+        if len(text) > self._settings.max_chars:
+            text = text[: self._settings.max_chars + 1].rpartition(" ")[0]
+            stats.counts["texts_cut"] += 1
+        if reason := self._fault(text):
+            stats.drop(reason)
+            return
+        address, reason = canonical(url, base)
+        if not reason and extension(address) in self._denied:
+            reason = "denied_extension"
+        if reason:
+            stats.drop(reason)
+            return
+        stats.rows_out += 1
+        self._rows.append((address, text, page_url, source))
+        if len(self._rows) >= _ROW_GROUP:
+            self._flush()
+
+    def _fault(self, text: str) -> str:
+        """Why a clean text is no caption, or ""."""
+        settings = self._settings
+        if not text:
+            return "empty_text"
+        if len(text) < settings.min_chars:
+            return "too_short"
+        if not _LETTER.search(text):
+            return "no_letter"
+        # Each pattern is tried only on texts that can match: most captions meet none.
+        if "." in text:
+            if _FILE_NAME.search(text):
+                return "file_name"
+            if _URL.fullmatch(text):
+                return "url_as_text"
+        if len(text) < 40 and _CAMERA_NAME.fullmatch(text):
+            return "file_name"
+        if _MARKUP_SIGN.search(text) and _MARKUP.search(text):
+            return "markup"
+        if settings.min_words > 1 and len(normalise(text).split()) < settings.min_words:
+            return "too_few_words"
+        return ""
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        urls, texts, pages, sources = zip(*self._rows, strict=True)
+        columns = {
+            "url": urls,
+            "text": texts,
+            "page_url": pages,
+            "source": sources,
+            "snapshot": [self._snapshot] * len(urls),
+            "file": [self._file] * len(urls),
+        }
+        for source, rows in Counter(sources).items():
+            self.stats.observe("source", source, rows)
+        self._writer.write_table(pa.table(columns, schema=CANDIDATES))
+        self._rows.clear()

@@ -1,0 +1,93 @@
+"""An HTML page's pictures with what it says about them, whatever encoding it is in."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+from selectolax.lexbor import LexborHTMLParser
+
+# Where scripts that load pictures late keep the address, most trusted first; `src` then holds a
+# placeholder.
+_LAZY = ("data-src", "data-lazy-src", "data-original", "data-original-src", "data-lazy")
+_META = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
+_SRCSET = re.compile(r"(\S*[^\s,])(?:\s+(\d+(?:\.\d+)?)[wx][^,]*)?\s*(?:,|$)")
+# What browsers take these labels for (WHATWG Encoding, §4.2).
+_LABELS = {
+    "iso-8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252",
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso-8859-9": "cp1254", "iso-8859-11": "cp874",
+    "tis-620": "cp874", "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030",
+    "shift_jis": "cp932", "shift-jis": "cp932", "x-sjis": "cp932", "windows-31j": "cp932",
+    "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "big5": "big5hkscs",
+}  # fmt: skip
+_SEVEN_BIT = frozenset(["iso2022_jp", "hz"])  # bytes that look like ASCII and are not
+
+
+def image_links(html: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
+    """The page's base address as written, and (address, [(source, text)]) of every picture."""
+    tree = LexborHTMLParser(html)
+    node = tree.css_first("base[href]")
+    base = (node.attributes.get("href") or "") if node is not None else ""
+    links = []
+    for image in tree.css("img"):
+        given = image.attributes
+        texts = [(name, text) for name in ("alt", "title") if (text := given.get(name))]
+        links.append((_address(given), texts))
+    return base, links
+
+
+def decoded(html: bytes, charset: str) -> str:
+    """The page's text; `charset` is what the server said, "" if nothing.
+
+    Bytes that are valid UTF-8 are UTF-8, whatever a server or page claims. Otherwise the server's
+    word counts, then the page's, then windows-1252.
+    """
+    if html.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return html.decode("utf-16", "replace")
+    names = [charset]
+    if (meta := _META.search(html, 0, 4096)) is not None:
+        names.append(meta[1].decode("ascii", "ignore"))
+    codec = next(filter(None, map(_codec, names)), "cp1252")
+    if codec not in _SEVEN_BIT:
+        try:
+            return codecs.utf_8_decode(html, "strict", False)[0].removeprefix("\ufeff")
+        except UnicodeDecodeError:
+            pass
+    if codec in {"utf-8", "cp1252"}:
+        codec = "utf-8" if _mostly_utf8(html) else "cp1252"
+    return html.decode(codec, "replace")
+
+
+def _mostly_utf8(html: bytes) -> bool:
+    """Whether a page that is not valid UTF-8 is so for a few broken characters only."""
+    high = len(html) - len(html.translate(None, bytes(range(128, 256))))
+    return html.decode("utf-8", "replace").count("\ufffd") * 10 < high
+
+
+def _codec(label: str) -> str:
+    label = label.strip().strip("\"'").lower()
+    try:
+        name = codecs.lookup(_LABELS.get(label, label)).name
+        b"<".decode(name, "replace")  # some of Python's codecs ("hex") decode no text
+    except (LookupError, ValueError):
+        return ""
+    # "utf-16" in a page that was read as ASCII so far cannot be true; it means UTF-8.
+    return "utf-8" if name.startswith(("utf-16", "utf-32", "utf-7")) else name
+
+
+def _address(given: dict[str, str | None]) -> str:
+    """Where the picture is: late-loading attributes, `src`, the largest of `srcset`."""
+    for name in (*_LAZY, "src"):
+        url = (given.get(name) or "").strip()
+        # "{width}" marks a template that a script fills in.
+        if url and "{" not in url and url[:5].lower() != "data:":
+            return url
+    for name in ("data-srcset", "srcset"):
+        sizes = [
+            (float(match[2] or 1), match[1])
+            for match in _SRCSET.finditer((given.get(name) or "")[:20_000])
+            if match[1][:5].lower() != "data:"
+        ]
+        if sizes:
+            return max(sizes, key=lambda size: size[0])[1]
+    return given.get("src") or ""

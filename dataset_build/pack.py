@@ -1,0 +1,271 @@
+"""The pairs that survived, as WebDataset shards in the order of uids, with an index into them.
+
+A uid is a hash, so its order is a random order: every shard is a fair sample of the dataset. The
+bytes of a shard follow from its pairs and pictures alone, never from who fetched what when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from dataset_build import records, uid_range
+from pipeline.config import Settings, UserError
+from pipeline.manifest import Damaged, Stats, digest
+from pipeline.stage import Attempt, Run, Stage, Task
+
+_BLOCK = tarfile.BLOCKSIZE
+_SELECTED = (
+    "uid",
+    "url",
+    "text",
+    "page_url",
+    "source",
+    "snapshot",
+    "occurrences",
+    "query_ids",
+    "selected_by",
+    "probability",
+)
+_FETCHED = (
+    "uid",
+    "final_url",
+    "sha256",
+    "width",
+    "height",
+    "original_width",
+    "original_height",
+    "staged",
+)
+
+
+class PackSettings(Settings):
+    """The shards."""
+
+    pairs_per_shard: int = Field(10_000, gt=0)
+    """Most pairs in one shard; all shards are equal within one pair."""
+
+
+class NothingLeft(UserError):
+    """No picture survived, so there is no dataset to write."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def plan(run: Run) -> list[Task]:
+    """A task per shard: a range of ranks among the survivors, with just the files that hold it."""
+    survivors = json.loads(run.path("screen:survivors.json").read_text())
+    total = sum(entry["kept"] for entry in survivors)
+    if not total:
+        raise NothingLeft(
+            "pack: not one picture survived download and screen; "
+            "see `dropped` in the manifests below RUN/download/done for why"
+        )
+    selected = run.find("balance:selected-*.parquet")
+    settings: PackSettings = run.settings("pack")
+    shards = -(-total // settings.pairs_per_shard)
+    digits = max(5, len(str(shards - 1)))  # so that names sort as numbers do
+    tasks = []
+    for shard in range(shards):
+        first, after = shard * total // shards, (shard + 1) * total // shards
+        numbers: list[str] = []
+        skip = passed = 0
+        for entry in survivors:
+            if passed < after and passed + entry["kept"] > first:
+                if not numbers:
+                    skip = first - passed
+                numbers.append(entry["file"].removeprefix("screened-").removesuffix(".parquet"))
+            passed += entry["kept"]
+        reads = [f"screen:screened-{number}.parquet" for number in numbers]
+        reads += [f"download:fetched-{number}.parquet" for number in numbers]
+        reads += [f"download:staged-{number}.tar" for number in numbers]
+        params = {
+            "shard": f"{shard:0{digits}d}",
+            "skip": skip,
+            "pairs": after - first,
+            "files": len(numbers),
+        }
+        tasks.append(Task("pack", shard, (*reads, *selected), params))
+    return tasks
+
+
+def gather(run: Run) -> list[Task]:
+    """One task over all shards: the index and the dataset's description."""
+    reads = (*run.find("pack:index-*.parquet"), *run.find("pack:shards/*.tar"))
+    return [Task("pack", len(run.plan("pack")), reads, {"gather": True})]
+
+
+def work(attempt: Attempt) -> Stats:
+    """Write one shard and its part of the index, or gather the parts."""
+    if attempt.task.params.get("gather"):
+        return _gather(attempt)
+    params = attempt.task.params
+    paths = attempt.inputs()
+    files = params["files"]
+    screened, fetched, staged = (paths[i * files : (i + 1) * files] for i in range(3))
+    kept = pa.concat_tables(
+        [pq.read_table(path, filters=[("keep", "=", True)], columns=["uid"]) for path in screened]
+    )
+    uids: list[Any] = kept.slice(params["skip"], params["pairs"])["uid"].to_pylist()
+    assert len(uids) == params["pairs"], f"{len(uids)} of {params['pairs']} survivors"
+    check = attempt.stop.check
+    pictures = _rows(uids, fetched, _FETCHED, check)
+    pairs = _rows(uids, paths[3 * files :], _SELECTED, check)
+
+    name = f"{params['shard']}.tar"
+    (attempt.folder / "shards").mkdir()
+    index = []
+    with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as tar:
+        for uid in uids:
+            check()
+            pair, picture = pairs[uid], pictures[uid]
+            image = source.read(picture["staged"], uid)
+            entry = _write_sample(tar, uid, image, pair, picture)
+            index.append({**entry, "shard": name})
+            attempt.progress(len(index), len(uids), "pairs")
+        tar.write(bytes(2 * _BLOCK))
+    part = attempt.folder / f"index-{params['shard']}.parquet"
+    pq.write_table(pa.Table.from_pylist(index, schema=records.INDEX), part, compression="zstd")
+    stats = Stats(rows_in=len(uids), rows_out=len(uids))
+    stats.counts["picture_bytes"] = sum(entry["image_bytes"] for entry in index)
+    return stats
+
+
+def _rows(
+    uids: list[bytes], paths: list[Path], columns: tuple[str, ...], check: Any
+) -> dict[bytes, dict[str, Any]]:
+    """The rows of `uids`, which ascend. Raises `Damaged` if one is not there."""
+    wanted = set(uids)
+    table = uid_range.read(paths, uids[0], uids[-1], columns, check)
+    mask = pa.array([uid in wanted for uid in table["uid"].to_pylist()], pa.bool_())
+    found = {row["uid"]: row for row in table.filter(mask).to_pylist()}
+    if missing := wanted - found.keys():
+        raise Damaged(f"{paths[0]}, …: {len(missing)} pairs are missing, as {min(missing).hex()}")
+    return found
+
+
+class _Pictures:
+    """Staged pictures by (tar, uid), read by their offsets."""
+
+    def __init__(self, tars: list[Path]) -> None:
+        self._streams = {}
+        self._places: dict[tuple[str, bytes], tuple[int, int]] = {}
+        for path in tars:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    stem, _, extension = member.name.partition(".")
+                    if extension == "jpg":
+                        place = (member.offset_data, member.size)
+                        self._places[path.name, bytes.fromhex(stem)] = place
+            self._streams[path.name] = path.open("rb")
+
+    def __enter__(self) -> _Pictures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
+    def read(self, tar: str, uid: bytes) -> bytes:
+        """The picture's bytes. Raises `Damaged` if they are not there, or not a JPEG."""
+        offset, size = self._places.get((tar, uid), (0, 0))
+        self._streams[tar].seek(offset)
+        data = self._streams[tar].read(size)
+        if len(data) != size or not data.startswith(b"\xff\xd8"):
+            raise Damaged(f"{tar}: no picture for {uid.hex()}")
+        return data
+
+
+def _write_sample(
+    tar: Any, uid: bytes, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
+) -> dict[str, Any]:
+    """Append a sample's three members; its row of the index, but for the shard's name."""
+    text = pair["text"].encode()
+    offset = tar.tell()
+    image_offset = _write_member(tar, f"{uid.hex()}.jpg", image)
+    text_offset = _write_member(tar, f"{uid.hex()}.txt", text)
+    _write_member(tar, f"{uid.hex()}.json", _provenance(pair, picture))
+    return {
+        "uid": uid,
+        "offset": offset,
+        "length": tar.tell() - offset,
+        "image_offset": image_offset,
+        "image_bytes": len(image),
+        "text_offset": text_offset,
+        "text_bytes": len(text),
+        "width": picture["width"],
+        "height": picture["height"],
+        "sha256": hashlib.sha256(image).digest(),
+        "query_ids": pair["query_ids"],
+        "selected_by": pair["selected_by"],
+        "probability": pair["probability"],
+    }
+
+
+def _write_member(tar: Any, name: str, data: bytes) -> int:
+    """Append one member with a canonical header; the offset of its bytes."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    tar.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset: int = tar.tell()
+    tar.write(data)
+    tar.write(bytes(-len(data) % _BLOCK))
+    return offset
+
+
+def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
+    values = {**pair, **picture, "uid": pair["uid"].hex(), "sha256": picture["sha256"].hex()}
+    del values["staged"]
+    return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _gather(attempt: Attempt) -> Stats:
+    """`index.parquet` out of its parts, and `dataset.json`."""
+    paths = attempt.inputs()
+    parts, tars = paths[: len(paths) // 2], paths[len(paths) // 2 :]
+    samples = {}
+    with pq.ParquetWriter(
+        attempt.folder / "index.parquet", records.INDEX, compression="zstd"
+    ) as index:
+        for part, tar in zip(parts, tars, strict=True):
+            attempt.stop.check()
+            table = pq.read_table(part)
+            samples[f"shards/{tar.name}"] = len(table)
+            index.write_table(table)
+            attempt.progress(len(samples), len(parts), "shards")
+    shards = [
+        {
+            "name": output.name.removeprefix("shards/"),
+            "bytes": output.bytes,
+            "sha256": output.sha256,
+            "samples": samples[output.name],
+        }
+        for output in _outputs(attempt.run)
+        if output.name in samples
+    ]
+    description = {
+        "fingerprint": digest([[shard["name"], shard["sha256"]] for shard in shards]),
+        "samples": sum(samples.values()),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "pairs_by_shard": shards,
+    }
+    (attempt.folder / "dataset.json").write_text(json.dumps(description, indent=1))
+    stats = Stats()  # the shards' own tasks have counted the rows
+    stats.counts["shards"] = len(shards)
+    return stats
+
+
+def _outputs(run: Run) -> Iterator[Any]:
+    for manifest in run.manifests("pack"):
+        yield from manifest.outputs
+
+
+STAGE = Stage("pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs")

@@ -1,0 +1,150 @@
+"""The queries: what the pictures of the dataset shall be about, 500,000 words and names.
+
+CLIP's recipe (Radford et al. 2021, §2.2): words that are frequent in Wikipedia, its bigrams of high
+mutual information, titles of its popular articles, and WordNet's synsets. Dumps are counted in a
+task each; one more task assembles the list.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipeline.config import ConfigError, MissingInput, Settings
+from pipeline.manifest import Stats
+from pipeline.stage import Attempt, Run, Stage, Task
+
+_FILES_A_TASK = 24  # hourly page views: a day
+
+
+class QueriesSettings(Settings):
+    """Where the queries come from. A source without files is left out."""
+
+    wikipedia: tuple[str, ...] = ()
+    """Wikipedia dumps, `pages-articles` XML (plain, .bz2, .gz): patterns of paths, or of a stage's
+    outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each."""
+    page_views: tuple[str, ...] = ()
+    """Wikimedia's hourly page view files (`pageviews-*.gz`). With a dump, only titles of its
+    articles count."""
+    wordnet: tuple[str, ...] = ()
+    """WordNet's data files, e.g. `/usr/share/wordnet/data.*`."""
+    file: tuple[str, ...] = ()
+    """Your own queries, one a line, UTF-8 (plain or .gz); they come before all others."""
+    wiki: str = "en"
+    """Name of the wiki in the page view files; its mobile site is added."""
+    min_word_count: int = Field(default=100, gt=0)
+    """A word of Wikipedia becomes a query from this many occurrences on."""
+    max_bigrams: int = Field(default=100_000, ge=0)
+    """At most so many bigrams, those of the highest pointwise mutual information."""
+    min_bigram_count: int = Field(default=50, gt=0)
+    """Rarer bigrams are not considered: mutual information ranks chance finds highest."""
+    min_bigram_pmi: float = 3.0
+    """Bits; 3 means that the words meet eight times as often as chance would have it."""
+    max_titles: int = Field(default=60_000, ge=0)
+    """At most so many queries that only titles bring, the most viewed first; the default leaves
+    WordNet its place among 500,000."""
+    min_views: int = Field(default=70, gt=0)
+    """An article's title becomes a query from this many views on, summed over all files."""
+    total: int = Field(default=500_000, gt=0, lt=2**32)
+    """The list ends there; WordNet comes last."""
+    max_words_held: int = Field(default=10_000_000, gt=0)
+    """Distinct words that a task keeps in memory (about 150 bytes each). Over it, the rarest are
+    forgotten; the count `undercount` in the report bounds the error, 0 for parts of a dump."""
+    max_pairs_held: int = Field(default=60_000_000, gt=0)
+    """The same for bigrams (16 bytes each, three times that while merging)."""
+
+    # Whatever only the assembly reads is part of that task's parameters instead: another threshold
+    # assembles anew in a minute, and counts no dump again.
+    operational: ClassVar[frozenset[str]] = frozenset(
+        [
+            "wikipedia", "page_views", "wordnet", "file", "wiki", "min_word_count", "max_bigrams",
+            "min_bigram_count", "min_bigram_pmi", "max_titles", "min_views", "total",
+        ]
+    )  # fmt: skip
+
+
+def plan(run: Run) -> list[Task]:
+    """A task for each dump and for each day of page views."""
+    settings: QueriesSettings = run.settings("queries")
+    if not (settings.wikipedia or settings.page_views or settings.wordnet or settings.file):
+        raise ConfigError(
+            "queries: no source is set; give at least one of wikipedia, page_views, wordnet, file"
+        )
+    tasks = [
+        Task("queries", index, (dump,), {"step": "wikipedia"})
+        for index, dump in enumerate(_found(run, "wikipedia"))
+    ]
+    views = _found(run, "page_views")
+    for start in range(0, len(views), _FILES_A_TASK):
+        reads = tuple(views[start : start + _FILES_A_TASK])
+        params = {"step": "page_views", "wiki": settings.wiki}
+        tasks.append(Task("queries", len(tasks), reads, params))
+    return tasks
+
+
+def plan_assembly(run: Run) -> list[Task]:
+    """One task that reads all counts."""
+    settings: QueriesSettings = run.settings("queries")
+    counts = run.find("queries:counts-*") if settings.wikipedia or settings.page_views else []
+    wordnet, own = _found(run, "wordnet"), _found(run, "file")
+    rules = settings.model_dump(
+        include={
+            "min_word_count", "max_bigrams", "min_bigram_count", "min_bigram_pmi", "max_titles",
+            "min_views", "total", "max_pairs_held",
+        }
+    )  # fmt: skip
+    params = {"step": "assemble", "wordnet": len(wordnet), "own": len(own), "rules": rules}
+    index = len(plan(run))
+    return [Task("queries", index, (*counts, *wordnet, *own), params)]
+
+
+def work(attempt: Attempt) -> Stats:
+    """Count a dump or page views into `counts-*.parquet`, or assemble `queries.parquet`."""
+    params, settings = attempt.task.params, attempt.settings
+    fold_case = attempt.run.settings("text").fold_case
+    name = f"{attempt.task.index:05d}"
+
+    def progress(done: int, total: int) -> None:
+        attempt.stop.check()
+        attempt.progress(done, total, "bytes" if params["step"] == "wikipedia" else "files")
+
+    if params["step"] == "wikipedia":
+        from dataset_build.queries.wikipedia import count_dump
+
+        return count_dump(
+            attempt.inputs()[0],
+            attempt.folder,
+            name,
+            fold_case=fold_case,
+            max_words=settings.max_words_held,
+            max_pairs=settings.max_pairs_held,
+            progress=progress,
+        )
+    if params["step"] == "page_views":
+        from dataset_build.queries.page_views import count_views
+
+        wiki = params["wiki"]
+        return count_views(attempt.inputs(), attempt.folder, name, wiki=wiki, progress=progress)
+    from dataset_build.queries.assemble import Rules, assemble
+
+    rest = list(attempt.inputs())
+    own = [rest.pop() for _ in range(params["own"])][::-1]
+    wordnet = [rest.pop() for _ in range(params["wordnet"])][::-1]
+    rules = Rules(fold_case=fold_case, **params["rules"])
+    return assemble(rest, wordnet, own, attempt.folder / "queries.parquet", rules)
+
+
+def _found(run: Run, source: str) -> list[str]:
+    found: set[str] = set()
+    for pattern in getattr(run.settings("queries"), source):
+        try:
+            found.update(run.find(pattern))
+        except MissingInput as error:
+            raise MissingInput(f"queries.{source}: {error}") from None
+    return sorted(found)
+
+
+STAGE = Stage(
+    "queries", needs=(), plan=plan, work=work, then=(plan_assembly,), unit="queries", also=("text",)
+)

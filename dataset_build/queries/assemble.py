@@ -1,0 +1,222 @@
+"""One list of queries out of counts, views, WordNet and the user's own: merged, ranked, cut.
+
+Order of admission: the user's own, words by count, bigrams by pointwise mutual information, titles
+by views, WordNet in alphabetical order, until `total`; ties by string, so that the same inputs give
+the same bytes. What is equal after normalisation is one query with all its sources.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_build.queries.counts import PairCounts
+from dataset_build.queries.wordnet import synset_names
+from dataset_build.records import QUERIES
+from dataset_build.text import clean, normalise
+from pipeline.config import UserError
+from pipeline.manifest import Stats
+
+# "Mercury (planet)": what tells homonyms apart is no part of the name.
+_DISAMBIGUATOR = re.compile(r"\s*\(([^()]*)\)$")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The thresholds; the meaning of each is documented in `QueriesSettings`."""
+
+    min_word_count: int
+    max_bigrams: int
+    min_bigram_count: int
+    min_bigram_pmi: float
+    max_titles: int
+    min_views: int
+    total: int
+    max_pairs_held: int
+    fold_case: bool
+
+
+def assemble(
+    counts: Sequence[Path], wordnet: Sequence[Path], own: Sequence[Path], target: Path, rules: Rules
+) -> Stats:
+    """Write `queries.parquet` from the counted files, WordNet's data files and the user's lists."""
+    stats = Stats()
+    kinds: dict[str, list[Path]] = {"words": [], "pairs": [], "titles": [], "views": []}
+    for path in counts:
+        kinds[path.name.split("-")[1]].append(path)
+    admitted = _Admitted(rules, stats)
+    for path in own:
+        for line in _own_lines(path):
+            admitted.add(line, "file")
+    if kinds["words"]:
+        words = _words(kinds["words"], rules, stats)
+        bigrams = list(_bigrams(kinds, words, rules, stats))
+        enough = words.filter(pl.col("count") >= rules.min_word_count)
+        stats.drop("below_min_count", len(words) - len(enough))
+        for word, count in enough.sort(["count", "word"], descending=[True, False]).iter_rows():
+            admitted.add(word, "word", word_count=count)
+        for text, count, pmi in bigrams:
+            admitted.add(text, "bigram", pair_count=count, pmi=pmi)
+    if kinds["views"]:
+        for title, views in _titles(kinds, rules, stats):
+            admitted.add(title, "title", rules.max_titles, views=views)
+    for name in sorted(name for path in wordnet for name in synset_names(path)):
+        admitted.add(name, "wordnet")
+    stats.dropped = +stats.dropped  # without reasons that met no term
+    stats.rows_out = len(admitted.rows)
+    stats.rows_in = stats.rows_out + sum(stats.dropped.values())
+    if not admitted.rows:
+        raise UserError(
+            f"no query passed the thresholds ({dict(stats.dropped)}); lower "
+            "queries.min_word_count or queries.min_views, or add sources"
+        )
+    _write(admitted.rows, target)
+    return stats
+
+
+@dataclass
+class _Admitted:
+    """The queries so far, by their normalised form."""
+
+    rules: Rules
+    stats: Stats
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _of_source: dict[str, int] = field(default_factory=dict)
+
+    def add(self, text: str, source: str, limit: int | None = None, **numbers: float) -> None:
+        """Admit a query, or note one more source of it; every refusal is counted."""
+        text = clean(text)
+        norm = normalise(text, self.rules.fold_case)
+        row = self.rows.get(norm)
+        if not norm:
+            self.stats.drop("no_letter_or_number")
+        elif row is not None:
+            self.stats.drop("duplicate")
+            if source not in row["sources"]:
+                row["sources"].append(source)
+                self.stats.observe("source", source)
+            for name, number in numbers.items():
+                row.setdefault(name, number)
+        elif limit is not None and self._of_source.get(source, 0) >= limit:
+            self.stats.drop(f"over_max_{source}s")
+        elif len(self.rows) >= self.rules.total:
+            self.stats.drop("over_total")
+        else:
+            self.rows[norm] = {"text": text, "norm": norm, "sources": [source], **numbers}
+            self._of_source[source] = self._of_source.get(source, 0) + 1
+            self.stats.observe("source", source)
+            self.stats.observe("admitted_by", source)
+
+
+def _words(files: list[Path], rules: Rules, stats: Stats) -> pl.DataFrame:
+    """Columns word, count over all dumps, sorted by word; only those any rule can still want.
+
+    A bigram occurs no more often than its words, so with them go no bigrams that would be admitted.
+    """
+    counted = pl.scan_parquet(files).group_by("word").agg(pl.col("count").sum())
+    floor = min(rules.min_word_count, rules.min_bigram_count)
+    distinct = pl.scan_parquet(files).select(pl.col("word").n_unique()).collect(engine="streaming")
+    words = counted.filter(pl.col("count") >= floor).sort("word").collect(engine="streaming")
+    stats.drop("below_min_count", distinct.item() - len(words))
+    return words
+
+
+def _bigrams(
+    kinds: Mapping[str, list[Path]], words: pl.DataFrame, rules: Rules, stats: Stats
+) -> Iterator[tuple[str, int, float]]:
+    """Text, count and PMI in bits of each bigram admitted, best first.
+
+    PMI = log2(p(a, b) / (p(a) p(b))), Church and Hanks, Computational Linguistics 1990.
+    """
+    total_words = total_pairs = 0
+    pairs = PairCounts(rules.max_pairs_held)
+    vocabulary = words.with_row_index("number", offset=1).select("word", "number")
+    undercount = 0
+    for words_path, pairs_path in zip(kinds["words"], kinds["pairs"], strict=True):
+        metadata = pq.read_schema(words_path).metadata
+        total_words += int(metadata[b"words"])
+        total_pairs += int(metadata[b"pairs"])
+        undercount += int(metadata[b"undercount"])
+        own = pl.read_parquet(words_path, columns=["word"])
+        numbers = own.join(vocabulary, on="word", how="left", maintain_order="left")["number"]
+        renumber = numbers.fill_null(0).to_numpy().astype(np.uint64)
+        with pq.ParquetFile(pairs_path) as parquet:
+            for batch in parquet.iter_batches(batch_size=1 << 22):
+                first, second, counts = (column.to_numpy() for column in batch.columns)
+                first, second = renumber[first], renumber[second]
+                kept = (first > 0) & (second > 0)
+                keys = (first[kept] << np.uint64(32)) | second[kept]
+                order = np.argsort(keys)
+                pairs.add(keys[order], counts[kept][order].astype(np.uint64))
+    keys, counts = pairs.table()
+    stats.counts["undercount"] = undercount + pairs.undercount
+    often = counts >= rules.min_bigram_count
+    stats.drop("below_min_bigram_count", int(np.count_nonzero(~often)))
+    keys, counts = keys[often], counts[often]
+    first, second = keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)
+    single = np.concatenate([[1.0], words["count"].to_numpy().astype(np.float64)])
+    ratio = (counts / max(total_pairs, 1)) / (single[first] * single[second] / total_words**2)
+    pmi = np.round(np.log2(ratio), 6)  # rounded, lest another machine's last digit reorders ties
+    close = pmi >= rules.min_bigram_pmi
+    stats.drop("below_min_bigram_pmi", int(np.count_nonzero(~close)))
+    first, second, counts, pmi = first[close], second[close], counts[close], pmi[close]
+    # Words are numbered in alphabetical order, so identifiers break ties like strings.
+    order = np.lexsort((second, first, -pmi))
+    stats.drop("over_max_bigrams", max(0, len(order) - rules.max_bigrams))
+    text = words["word"].to_list()
+    for row in order[: rules.max_bigrams]:
+        a, b = text[int(first[row]) - 1], text[int(second[row]) - 1]
+        yield f"{a} {b}", int(counts[row]), float(pmi[row])
+
+
+def _titles(
+    kinds: Mapping[str, list[Path]], rules: Rules, stats: Stats
+) -> Iterator[tuple[str, int]]:
+    """Article titles without disambiguators and their views, most viewed first."""
+    views = pl.scan_parquet(kinds["views"]).group_by("title").agg(pl.col("views").sum())
+    if kinds["titles"]:
+        articles = pl.scan_parquet(kinds["titles"]).unique()
+        joined = views.join(articles.with_columns(article=True), on="title", how="left")
+    else:
+        joined = views.with_columns(article=True)
+    enough = pl.col("views") >= rules.min_views
+    article = pl.col("article").fill_null(False)
+    summary = joined.select(
+        not_an_article=(~article).sum(), below_min_views=(article & ~enough).sum()
+    )
+    for reason, rows in summary.collect(engine="streaming").to_dicts()[0].items():
+        stats.drop(reason, rows)
+    rows = joined.filter(article & enough).select("title", "views")
+    ranked = rows.sort(["views", "title"], descending=[True, False]).collect(engine="streaming")
+    for title, number in ranked.iter_rows():
+        match = _DISAMBIGUATOR.search(title)
+        if match and match[1].strip().lower() == "disambiguation":
+            stats.drop("disambiguation_page")
+        else:
+            yield (title[: match.start()] if match else title) or title, number
+
+
+def _own_lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            yield from (line for line in lines if not line.isspace())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); give one query a line") from None
+
+
+def _write(rows: Mapping[str, Mapping[str, Any]], target: Path) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in QUERIES.names}
+    for rank, row in enumerate(rows.values()):
+        for name, column in columns.items():
+            column.append(rank if name in {"query_id", "rank"} else row.get(name))
+    pq.write_table(pa.table(columns, schema=QUERIES), target, compression="zstd")

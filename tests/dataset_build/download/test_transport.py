@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from dataset_build.download import DownloadSettings
+from dataset_build.download.connection import Answer, Connection, Detour
+from dataset_build.download.transport import Refused, Transport, checked
+
+Fetch = Callable[..., Answer]
+
+
+@contextmanager
+def transport(web: Any, **settings: Any) -> Iterator[Transport]:
+    settings = {"timeout_s": 1.5, "max_bytes": 1 << 20, "retries": 0, **settings}
+    made = Transport(DownloadSettings(**settings), Detour.parse(web.connect_to), lambda: False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fetch(web: Any) -> Iterator[Fetch]:
+    with transport(web) as made:
+        yield lambda path: made.fetch("http://a.example" + path)
+
+
+PRIVATE = [
+    "127.0.0.1",
+    "127.1",
+    "127.0.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.1",
+    "0177.0.0.1",
+    "017700000001",
+    "0",
+    "0.0.0.0",
+    "localhost",
+    "localhost.",
+    "127.0.0.1.",
+    "LOCALHOST",
+    "a.localhost",
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[0:0:0:0:0:ffff:7f00:1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "[::127.0.0.1]",
+    "[fe80::1]",
+    "[fd00::1]",
+    "10.0.0.1",
+    "192.168.0.1",
+    "172.16.0.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "224.0.0.1",
+    "255.255.255.255",
+    "127.255.255.254",
+    "127.0.0.2",
+    "①②⑦.⓪.⓪.①",
+]
+
+
+def private_forms(port: int) -> list[str]:
+    """Ways to say loopback, and other places that are nobody's business."""
+    return [f"http://{host}:{port}/ok.jpg" for host in PRIVATE]
+
+
+def test_nothing_private_is_reached_directly_or_by_redirect(web: Any, canary: Any) -> None:
+    forms = private_forms(canary.port)
+    forms += [f"http://127.0.0.1:{web.port}/ok.jpg", f"http://localhost:{web.port}/ok.jpg"]
+    with transport(web, timeout_s=0.7) as made, ThreadPoolExecutor(8) as pool:
+        direct = list(pool.map(made.fetch, forms))
+        assert web.hits == []  # the detour's own address is no exception
+        redirects = [f"http://a.example/redirect?to={quote(form)}" for form in forms]
+        redirected = list(pool.map(made.fetch, redirects))
+    for form, answer in zip(forms + forms, direct + redirected, strict=True):
+        assert answer.reason in ("blocked_address", "dns", "malformed_url"), (form, answer)
+        assert not answer.body
+    assert canary.connections == 0
+    assert len(web.hits) == len(forms)
+
+
+def test_a_name_is_judged_by_the_address_it_is_connected_to(
+    web: Any, canary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a resolver says, and when: the question is put to the socket."""
+    asked = []
+    own = Connection._open_socket
+
+    def watch(connection: Any, purpose: int, address: Any) -> Any:
+        asked.append(address[3][0])
+        return own(connection, purpose, address)
+
+    monkeypatch.setattr(Connection, "_open_socket", watch)
+    with transport(web) as made:
+        answer = made.fetch(f"http://localhost:{canary.port}/ok.jpg")
+    assert answer.reason == "blocked_address"
+    assert set(asked) <= {"127.0.0.1", "::1"}
+    assert asked
+    assert canary.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/hostname",
+        "ftp://a.example/ok.jpg",
+        "data:image/png;base64,AAAA",
+        "gopher://a/",
+        "dict://a.example/",
+        "//a.example/ok.jpg",
+        "javascript:0",
+        "FILE:///etc/hostname",
+        "jar:x",
+    ],
+)
+def test_only_http_and_https(web: Any, fetch: Fetch, url: str) -> None:
+    with pytest.raises(Refused) as refused:
+        checked(url)
+    assert refused.value.reason == "blocked_scheme"
+    if not url.startswith("//"):
+        answer = fetch(f"/redirect?to={quote(url)}")
+        assert answer.reason in ("blocked_scheme", "malformed_url", "dead_link")
+        assert not answer.body
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://user:word@a.example/", "malformed_url"),
+        ("http://a.example\\@127.0.0.1/", "malformed_url"),
+        ("http:///ok.jpg", "malformed_url"),
+        ("http://a.example:99999/", "malformed_url"),
+        ("http://a b.example/", "malformed_url"),
+        ("http://[::1/", "malformed_url"),
+        ("http://a.example/" + "x" * 9000, "malformed_url"),
+        ("http://a.example:22/", "blocked_port"),
+        ("http://a.example:25/", "blocked_port"),
+    ],
+)
+def test_addresses_that_are_not_asked(url: str, reason: str) -> None:
+    with pytest.raises(Refused) as refused:
+        checked(url)
+    assert refused.value.reason == reason
+
+
+def test_international_addresses_are_spelled_out() -> None:
+    assert checked("http://bücher.example/é ü.jpg?q=ñ#top") == (
+        "http://xn--bcher-kva.example/%C3%A9%20%C3%BC.jpg?q=%C3%B1",
+        "xn--bcher-kva.example",
+    )
+    assert checked("HTTP://A.Example/%C3%A9?a=b&c=%20") == (
+        "http://a.example/%C3%A9?a=b&c=%20",
+        "a.example",
+    )
+
+
+@pytest.mark.parametrize("path", ["/drip-head", "/drip-body", "/mute"])
+def test_no_address_takes_longer_than_it_may(fetch: Fetch, path: str) -> None:
+    start = time.monotonic()
+    assert fetch(path).reason == "timeout"
+    assert 1.4 < time.monotonic() - start < 2.5
+
+
+def test_a_slow_transfer_is_given_up_early(web: Any) -> None:
+    start = time.monotonic()
+    with transport(web, timeout_s=15, slow_s=1) as made:
+        assert made.fetch("http://a.example/drip-body").reason == "timeout"
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("path", ["/endless", "/endless-chunked", "/huge"])
+def test_no_address_sends_more_than_it_may(fetch: Fetch, path: str) -> None:
+    answer = fetch(path)
+    assert answer.reason == "too_large"
+    assert answer.received <= (1 << 20) + (64 << 10)
+    assert not answer.body
+
+
+def test_a_file_of_just_the_limit_passes(web: Any) -> None:
+    from dataset_build.download.probe import kind
+
+    with transport(web) as made:
+        size = len(made.fetch("http://a.example/large.jpg").body)
+    with transport(web, max_bytes=size) as made:
+        assert kind(made.fetch("http://a.example/large.jpg").body) == "jpeg"
+    with transport(web, max_bytes=size - 1) as made:
+        assert made.fetch("http://a.example/large.jpg").reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "requests"),
+    [
+        ("/noise", "bad_response", 1),
+        ("/hangup", "connection_lost", 1),
+        ("/short", "truncated", 1),
+        ("/loop", "too_many_redirects", 6),
+        ("/nowhere", "too_many_redirects", 1),
+        ("/status/410", "dead_link", 1),
+        ("/status/401", "forbidden", 1),
+        ("/status/451", "forbidden", 1),
+        ("/status/503", "server_error", 1),
+        ("/status/429", "too_many_requests", 1),
+        ("/status/406", "client_error", 1),
+        ("/status/206", "unexpected_status", 1),
+        ("/page.html", "not_an_image", 1),
+        ("/redirect?to=/redirect%3Fto%3D/ok.jpg", "ok", 3),
+    ],
+)
+def test_reasons(fetch: Fetch, path: str, reason: str, requests: int) -> None:
+    answer = fetch(path)
+    assert (answer.reason, answer.requests) == (reason, requests)
+
+
+def test_nobody_listening(web: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    detour = Detour(".example", "127.0.0.1", port)
+    made = Transport(DownloadSettings(retries=0), detour, lambda: False)
+    assert made.fetch("http://a.example/ok.jpg").reason == "connect"
+    made.close()
+
+
+def test_opt_outs_end_the_transfer_on_every_hop(web: Any, fetch: Fetch) -> None:
+    for header in ("X-Robots-Tag: noai", "tdm-reservation: 1", "X-Robots-Tag: openwit: noindex"):
+        answer = fetch(f"/large.jpg?header={quote(header)}")
+        assert answer.reason == "opt_out"
+        assert not answer.body
+    hop = quote("X-Robots-Tag: none")
+    assert fetch(f"/redirect?to=/ok.jpg&header={hop}").reason == "opt_out"
+    assert fetch(f"/status/404?header={hop}").reason == "dead_link"
+    other = quote("X-Robots-Tag: googlebot: noindex")
+    assert fetch(f"/large.jpg?header={other}").reason == "ok"
+    with transport(web, honour_opt_out=False) as made:
+        url = "http://a.example/ok.jpg?header=X-Robots-Tag:%20noai"
+        assert made.fetch(url).reason == "ok"
+
+
+def test_a_passing_error_is_retried_after_the_time_asked_for(web: Any) -> None:
+    with transport(web, retries=1, timeout_s=5) as made:
+        start = time.monotonic()
+        answer = made.fetch("http://a.example/flaky")
+    assert answer.reason == "ok"
+    assert answer.requests == 2
+    assert time.monotonic() - start >= 1.0  # Retry-After: 1
+
+
+def test_a_longer_wait_than_there_is_time_for_is_not_begun(web: Any) -> None:
+    header = quote("Retry-After: 60")
+    with transport(web, retries=3) as made:
+        start = time.monotonic()
+        answer = made.fetch(f"http://a.example/status/429?header={header}")
+    assert answer.reason == "too_many_requests"
+    assert web.hits == [f"/status/429?header={header}"]
+    assert time.monotonic() - start < 1.0
+
+
+def test_permanent_errors_are_not_retried(web: Any) -> None:
+    with transport(web, retries=3) as made:
+        made.fetch("http://a.example/status/404")
+    assert len(web.hits) == 1
+
+
+def test_a_domain_is_asked_politely(web: Any) -> None:
+    urls = [f"http://host{i}.site.example/picture/{i}?wait=0.05" for i in range(16)]
+    with transport(web, polite_connections=2) as made, ThreadPoolExecutor(16) as pool:
+        assert {answer.reason for answer in pool.map(made.fetch, urls)} == {"ok"}
+    assert web.most_active <= 2
+
+
+def test_time_in_the_queue_is_not_the_addresss_own(web: Any) -> None:
+    urls = [f"http://site.example/picture/{i}?wait=0.4" for i in range(8)]
+    with (
+        transport(web, polite_connections=1, timeout_s=1.5) as made,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        assert {answer.reason for answer in pool.map(made.fetch, urls)} == {"ok"}
+
+
+def test_connections_are_reused(web: Any, fetch: Fetch) -> None:
+    for _ in range(10):
+        assert fetch("/ok.jpg").reason == "ok"
+    assert web.connections == 1
+
+
+def test_the_request_is_honest(web: Any) -> None:
+    with transport(web, contact="https://lab.test/crawl") as made:
+        made.fetch("http://a.example/ok.jpg")
+    (head,) = web.heads
+    assert "User-Agent: openwit/0.1 (+https://lab.test/crawl)" in head
+    assert "Accept-Encoding: identity" in head
+    assert "Host: a.example\r\n" in head
+    assert "Cookie" not in head
+    assert "Referer" not in head
+
+
+def test_proxies_of_the_environment_are_not_asked(
+    web: Any, canary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{canary.port}")
+    with transport(web) as made:
+        assert made.fetch("http://a.example/ok.jpg").reason == "ok"
+    assert canary.connections == 0
+
+
+def test_a_stop_ends_a_silent_transfer(web: Any) -> None:
+    stop = threading.Event()
+    made = Transport(
+        DownloadSettings(timeout_s=15, slow_s=15), Detour.parse(web.connect_to), stop.is_set
+    )
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    start = time.monotonic()
+    assert made.fetch("http://a.example/mute").reason == "stopped"
+    assert time.monotonic() - start < 4
+    timer.join()
+    made.close()
+
+
+def test_a_detour_must_be_written_out() -> None:
+    assert Detour.parse(".example=127.0.0.1:80") == Detour(".example", "127.0.0.1", 80)
+    with pytest.raises(AssertionError, match="OPENWIT_CONNECT_TO"):
+        Detour.parse("example")

@@ -1,0 +1,100 @@
+"""Which files are read: patterns, and lists of paths as Common Crawl publishes them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from dataset_build.extract import ExtractSettings, plan
+from pipeline.config import ConfigError, MissingInput
+from pipeline.stage import Run
+
+from .conftest import Extract, Root, members, metadata, page
+
+CRAWL = "crawl-data/CC-MAIN-2024-10/segments/1/wat"
+
+
+def crawl(root: Path) -> list[str]:
+    """Two WAT files below `root`, as paths relative to it."""
+    (root / CRAWL).mkdir(parents=True)
+    names = [f"{CRAWL}/{name}.warc.wat.gz" for name in ("b", "a")]
+    image = [{"url": "/x.jpg", "alt": "some words"}]
+    for name in names:
+        (root / name).write_bytes(b"".join(members(metadata("http://a.example/", image))))
+    return names
+
+
+@pytest.mark.parametrize("where", ["wat.paths.gz", "crawl-data/CC-MAIN-2024-10/wat.paths.gz"])
+def test_a_list_of_paths(tmp_path: Path, extract: Extract, where: str) -> None:
+    names = crawl(tmp_path)
+    (tmp_path / where).write_bytes(gzip.compress("\n".join(names).encode() + b"\n\n"))
+    rows, _ = extract(wat=[str(tmp_path / where)])
+    assert [row["file"] for row in rows] == ["a.warc.wat.gz", "b.warc.wat.gz"]
+    assert {row["snapshot"] for row in rows} == {"CC-MAIN-2024-10"}
+
+
+def test_a_file_found_twice_is_read_once(tmp_path: Path) -> None:
+    names = crawl(tmp_path)
+    (tmp_path / "wat.paths").write_text("\n".join(names))
+    settings = ExtractSettings(wat=(f"{tmp_path}/**/*.wat.gz", f"{tmp_path}/wat.paths"))
+    tasks = plan(Run(tmp_path / "run", Root(extract=settings)))
+    assert [Path(task.reads[0]).name for task in tasks] == ["a.warc.wat.gz", "b.warc.wat.gz"]
+    assert [task.index for task in tasks] == [0, 1]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    def planned(**settings: object) -> None:
+        plan(Run(tmp_path / "run", Root(extract=ExtractSettings(**settings))))
+
+    with pytest.raises(ConfigError, match="give at least one of wat, warc, parquet"):
+        planned()
+    with pytest.raises(MissingInput, match=rf"extract\.warc: {tmp_path}/\*\.warc: no such input"):
+        planned(warc=[f"{tmp_path}/*.warc"])
+    (tmp_path / "wat.paths").write_text("crawl-data/a.wat.gz\n")
+    with pytest.raises(MissingInput, match=r"crawl-data/a\.wat\.gz: listed in .*wat\.paths, but"):
+        planned(wat=[f"{tmp_path}/wat.paths"])
+    (tmp_path / "bad.paths.gz").write_bytes(b"plain")
+    with pytest.raises(ConfigError, match=r"bad\.paths\.gz: not a list of paths"):
+        planned(wat=[f"{tmp_path}/bad.paths.gz"])
+
+
+def test_same_inputs_same_bytes(tmp_path: Path, extract: Extract) -> None:
+    html = b"<img src=x.jpg alt='some words'>" * 50
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(members(page("http://a.example/", html))))
+    output = tmp_path / "run/extract/out/candidates-00000.parquet"
+    extract(warc=[f"{tmp_path}/x.warc.gz"])
+    first = output.read_bytes()
+    for path in (tmp_path / "run/extract/done").iterdir():
+        path.unlink()
+    extract(warc=[f"{tmp_path}/x.warc.gz"])
+    assert output.read_bytes() == first
+
+
+@pytest.fixture
+def data() -> Path:
+    if not (folder := os.environ.get("OPENWIT_DATA")):
+        pytest.skip("OPENWIT_DATA is not set: no real archives to read")
+    return Path(folder)
+
+
+def test_real_archives(data: Path, extract: Extract) -> None:
+    """260 real pages in several languages: encodings and entities resolved, addresses absolute."""
+    rows, stats = extract(
+        wat=[f"{data}/webarchive/*.wat"],
+        warc=[f"{data}/webarchive/*.warc.gz", f"{data}/webarchive/*.warc"],
+    )
+    assert stats.counts["pages"] == 264
+    assert stats.counts["truncated_files"] == 1
+    assert stats.counts["bad_records"] == 0
+    assert len(rows) == stats.rows_out > 2400
+    texts = {row["text"] for row in rows}
+    assert "Gesichtsmasken schützen nur bedingt vor dem Coronavirus." in texts
+    assert "Luxurious Magazine" in texts
+    broken = ("\ufffd", "&amp;", "&quot;", "&#", "Ã¼", "Ã¤", "â€")
+    assert [text for text in texts if any(sign in text for sign in broken)] == []
+    assert all(row["url"].startswith(("http://", "https://")) for row in rows)
+    hosts = {row["url"].split("/")[2] for row in rows}
+    assert len(hosts) > 150

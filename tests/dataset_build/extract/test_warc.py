@@ -1,0 +1,118 @@
+"""Image links of archived pages: encodings, transfer codings, lazily loaded pictures."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from dataset_build.extract.html import decoded, image_links
+
+from .conftest import Extract, members, page, record
+
+PAGE = "http://www.a.example/news/page.html"
+
+
+def image(attributes: str) -> str:
+    return image_links(f"<html><body><img {attributes}></body></html>")[1][0][0]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "url"),
+    [
+        ("src=a.jpg", "a.jpg"),
+        ("src=a.jpg data-src=b.jpg", "b.jpg"),
+        ("src='data:image/gif;base64,AAAA' data-src=b.jpg", "b.jpg"),
+        ("src='data:image/gif;base64,AAAA'", "data:image/gif;base64,AAAA"),
+        ("src=a.jpg data-src='b_{width}.jpg'", "a.jpg"),
+        ("src='data:,' srcset='s.jpg 300w, l.jpg 1200w, m.jpg 600w'", "l.jpg"),
+        ("srcset='one.jpg, two.jpg 2x'", "two.jpg"),
+        ("srcset='w_1,h_2/a.jpg 1x,w_3,h_4/b.jpg 1.5x'", "w_3,h_4/b.jpg"),
+        ("data-srcset='c.jpg 2x' srcset='data:image/gif;base64,A 1w'", "c.jpg"),
+        ("alt=x", ""),
+        ("src='x&amp;y.jpg'", "x&y.jpg"),
+    ],
+)
+def test_address(attributes: str, url: str) -> None:
+    assert image(attributes) == url
+
+
+def test_texts_and_base() -> None:
+    base, links = image_links(
+        '<head><base href="/b/"></head><img src=a alt="A &amp; B" title=T><img src=b alt="">'
+        "<noscript><img src=c alt='C'></noscript>"
+    )
+    assert base == "/b/"
+    assert [texts for _, texts in links] == [[("alt", "A & B"), ("title", "T")], [], [("alt", "C")]]
+
+
+@pytest.mark.parametrize(
+    ("html", "charset", "text"),
+    [
+        ("é".encode(), "", "é"),
+        ("é".encode(), "iso-8859-1", "é"),
+        ("é!".encode("latin-1"), "", "é!"),
+        ("“é”".encode("cp1252"), "iso-8859-1", "“é”"),
+        ("é!".encode("latin-1"), "utf-8", "é!"),
+        ("犬".encode("shift_jis"), "Shift_JIS", "犬"),
+        (b"<meta charset=euc-kr>" + "개".encode("euc-kr"), "", "개"),
+        (b'<meta content="text/html; charset=windows-1251">' + "да".encode("cp1251"), "", "да"),
+        ("犬".encode("iso2022_jp"), "iso-2022-jp", "犬"),
+        ("é".encode("utf-16"), "", "é"),
+        ("\ufeffé".encode(), "nonsense", "é"),
+        ("é!".encode("latin-1"), "hex", "é!"),
+        ("éééééééééééé".encode()[:-1], "", "ééééééééééé"),
+        ("éééééééééééé".encode() + b"\xff!", "", "éééééééééééé\ufffd!"),
+        (b"<meta charset=utf-16>" + "é".encode(), "", "é"),
+    ],
+)
+def test_encodings(html: bytes, charset: str, text: str) -> None:
+    assert decoded(html, charset).rpartition(">")[2] == text
+
+
+HTML = '<img src="x.jpg" alt="ein schöner Hund">'.encode()
+CHUNKED = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(c), c) for c in (HTML[:9], HTML[9:])) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers"),
+    [
+        (HTML, "Content-Type: text/html; charset=utf-8"),
+        (HTML, "content-type: application/xhtml+xml"),
+        (HTML, "Content-Type: text/html\r\nContent-Encoding: gzip"),
+        (gzip.compress(HTML), "Content-Type: text/html\r\nContent-Encoding: gzip"),
+        (CHUNKED, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
+        (HTML, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
+        (b"<html>" + HTML, "Server: x"),
+        (HTML.decode().encode("latin-1"), "Content-Type: text/html; charset=iso-8859-1"),
+    ],
+)
+def test_pages_as_crawlers_store_them(
+    tmp_path: Path, extract: Extract, payload: bytes, headers: str
+) -> None:
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(members(page(PAGE, payload, headers))))
+    rows, stats = extract(warc=[f"{tmp_path}/x.warc.gz"])
+    assert [(row["url"], row["text"]) for row in rows] == [
+        ("http://www.a.example/news/x.jpg", "ein schöner Hund")
+    ]
+    assert stats.counts["pages"] == 1
+
+
+def test_what_is_no_page_is_counted(tmp_path: Path, extract: Extract) -> None:
+    parts = [
+        record("warcinfo", PAGE, b"software: x\r\n"),
+        record("request", PAGE, b"GET / HTTP/1.1\r\n\r\n"),
+        record(
+            "response", PAGE, b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\n\r\n" + HTML
+        ),
+        page(PAGE, HTML, "Content-Type: image/png"),
+        page(PAGE, b"plain words <img src=x alt='some words'>", "Server: x"),
+        page(PAGE, gzip.compress(HTML)[:10] + b"\xff" * 50, "Content-Type: text/html"),
+        page(PAGE, HTML),
+    ]
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(members(*parts)))
+    rows, stats = extract(warc=[f"{tmp_path}/x.warc.gz"])
+    assert len(rows) == 1
+    assert stats.counts["other_records"] == 3
+    assert stats.counts["bad_records"] == 1

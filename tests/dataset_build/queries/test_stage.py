@@ -1,0 +1,190 @@
+"""The assembled list: order, thresholds, merging, accounting, sameness."""
+
+from __future__ import annotations
+
+import bz2
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset_build.queries import STAGE, QueriesSettings, plan
+from dataset_build.records import QUERIES
+from dataset_build.text import normalise
+from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.stage import Run
+
+from .conftest import Build, Root, dump
+
+
+def everything(sources: Path) -> dict[str, Any]:
+    return {
+        "wikipedia": [f"{sources}/dump.xml.bz2"],
+        "page_views": [f"{sources}/pageviews-*.gz"],
+        "wordnet": [f"{sources}/data.*"],
+        "file": [f"{sources}/own.txt"],
+        "min_word_count": 6,
+        "min_bigram_count": 5,
+        "min_bigram_pmi": 1.0,
+    }
+
+
+def test_order_and_merging(sources: Path, build: Build) -> None:
+    rows, stats = build(**everything(sources))
+    assert [(row["text"], row["sources"]) for row in rows] == [
+        ("Golden Gate Bridge", ["file"]),
+        ("the", ["word"]),
+        ("dog", ["word", "title", "wordnet"]),
+        ("runs", ["word"]),
+        ("golden", ["word"]),
+        ("retriever", ["word"]),
+        ("an arch", ["bigram"]),
+        ("has an", ["bigram"]),
+        ("louis has", ["bigram"]),
+        ("st louis", ["bigram", "title"]),
+        ("golden retriever", ["bigram", "wordnet"]),
+        ("dog runs", ["bigram"]),
+        ("the dog", ["bigram"]),
+        ("awake", ["wordnet"]),
+        ("entity", ["wordnet"]),
+        ("well-lit", ["wordnet"]),
+    ]
+    assert [row["query_id"] for row in rows] == [row["rank"] for row in rows] == list(range(16))
+    assert all(row["norm"] == normalise(row["text"]) for row in rows)
+    by_text = {row["text"]: row for row in rows}
+    assert by_text["dog"]["word_count"] == 9
+    assert by_text["dog"]["views"] == 80
+    assert by_text["golden retriever"]["pair_count"] == 6
+    assert by_text["dog"]["pmi"] is None
+    assert stats.rows_out == len(rows)
+    assert stats.histograms["admitted_by"] == {"file": 1, "word": 5, "bigram": 7, "wordnet": 3}
+    dropped = stats.dropped
+    assert dropped["not_an_article"] == 2  # a redirect, and no page of the dump
+    assert dropped["below_min_views"] == 1  # Mercury (planet): 30 + 39
+    assert dropped["disambiguation_page"] == 1
+    assert dropped["no_letter_or_number"] == 1
+    assert dropped["duplicate"] == 5
+    assert stats.counts["malformed_lines"] == 1
+
+
+def test_pmi_is_that_of_the_paper(sources: Path, build: Build) -> None:
+    rows, _ = build(**everything(sources))
+    by_text = {row["text"]: row for row in rows}
+    # Nine times "the dog runs", six "golden retriever", five "St. Louis has an arch" ("St." ends
+    # no sentence, "runs." does), three "Mercury is a planet near the sun", one "Mercury may be".
+    words, pairs = 9 * 3 + 6 * 2 + 5 * 5 + 3 * 7 + 3, 9 * 2 + 6 + 5 * 4 + 3 * 6 + 2
+    ratio = (6 / pairs) / ((6 / words) * (6 / words))
+    assert 2 ** by_text["golden retriever"]["pmi"] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_disambiguators_are_no_part_of_the_name(sources: Path, build: Build) -> None:
+    rows, _ = build(**{**everything(sources), "min_views": 69})
+    title = next(row for row in rows if row["views"] == 69)
+    assert (title["text"], title["sources"]) == ("Mercury", ["title"])
+
+
+def test_limits(sources: Path, build: Build) -> None:
+    rows, stats = build(**{**everything(sources), "max_bigrams": 2, "max_titles": 0, "total": 9})
+    texts = [row["text"] for row in rows]
+    assert texts[6:] == ["an arch", "has an", "awake"]
+    assert stats.dropped["over_max_bigrams"] == 5
+    assert stats.dropped["over_max_titles"] == 1  # St. Louis, whose bigram is over the limit
+    assert stats.dropped["over_total"] == 3
+
+
+@pytest.mark.parametrize("source", ["wordnet", "file", "page_views"])
+def test_one_source_is_enough(sources: Path, build: Build, source: str) -> None:
+    given = everything(sources)
+    rows, stats = build(**{source: given[source]})
+    expected = {
+        "wordnet": ["awake", "dog", "entity", "golden retriever", "well-lit"],
+        "file": ["Golden Gate Bridge"],
+        "page_views": ["Nowhere", "Dog", "Hound", "St. Louis"],
+    }
+    assert [row["text"] for row in rows] == expected[source]
+    assert stats.rows_out == len(rows)
+
+
+def test_case_is_kept_on_request(sources: Path, build: Build) -> None:
+    rows, _ = build(**everything(sources), fold_case=False)
+    texts = [row["text"] for row in rows]
+    assert "The" in texts
+    assert "dog" in texts and "Dog" in texts
+
+
+def test_a_dump_in_parts_gives_the_same_bytes(sources: Path, build: Build) -> None:
+    given = {**everything(sources), "page_views": []}
+    build(**given, run=sources / "whole")
+    text = bz2.decompress((sources / "dump.xml.bz2").read_bytes()).decode()
+    head, *pages = text.removesuffix("</mediawiki>").split("<page>")
+    for number, page in enumerate(pages):
+        (sources / f"part{number}.xml").write_text(f"{head}<page>{page}</mediawiki>")
+    build(**{**given, "wikipedia": [f"{sources}/part*.xml"]}, run=sources / "parts")
+    outputs = [sources / run / "queries/out/queries.parquet" for run in ("whole", "parts")]
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_another_threshold_counts_no_dump_again(sources: Path) -> None:
+    def fingerprints(**settings: Any) -> list[str]:
+        config = Root(queries=QueriesSettings(**{**everything(sources), **settings}))
+        return [p.fingerprint for p in STAGE.planned(Run(sources / "run", config), 0, 0)]
+
+    before = fingerprints()
+    assert fingerprints(min_word_count=7, total=9, wordnet=[]) == before
+    assert fingerprints(max_words_held=5) != before
+    after = fingerprints(wiki="de")
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_what_is_missing_is_named(sources: Path, build: Build) -> None:
+    with pytest.raises(ConfigError, match="give at least one of wikipedia, page_views"):
+        plan(Run(sources / "run", Root()))
+    with pytest.raises(MissingInput, match=r"queries\.wordnet: .*nothing\.\*: no such input"):
+        build(wordnet=[f"{sources}/nothing.*"])
+    with pytest.raises(UserError, match=r"own\.txt: not a Wikipedia dump"):
+        build(wikipedia=[f"{sources}/own.txt"])
+    with pytest.raises(UserError, match=r"own\.txt:1: not a WordNet synset"):
+        build(wordnet=[f"{sources}/own.txt"])
+    with pytest.raises(UserError, match=r"no page views of 'fr' in it"):
+        build(page_views=[f"{sources}/pageviews*"], wiki="fr")
+    with pytest.raises(UserError, match=r"dump\.xml\.bz2: not UTF-8"):
+        build(file=[f"{sources}/dump.xml.bz2"])
+    with pytest.raises(UserError, match="no query passed the thresholds"):
+        build(wikipedia=[f"{sources}/dump.xml.bz2"])
+
+
+def test_dump_cut_off_is_labelled(sources: Path, build: Build) -> None:
+    whole = dump([(f"T{i}", 0, f"word{i} common words. " * 30) for i in range(40)])
+    (sources / "cut.xml").write_bytes(whole[: len(whole) * 2 // 3])
+    rows, stats = build(wikipedia=[f"{sources}/cut.xml"], min_word_count=20)
+    assert stats.counts["truncated_files"] == 1
+    assert 20 < stats.counts["articles"] < 40
+    assert {row["text"] for row in rows} >= {"common", "word0", "word19"}
+
+
+def test_schema(sources: Path, build: Build) -> None:
+    import pyarrow.parquet as pq
+
+    build(**everything(sources))
+    assert pq.read_schema(sources / "run/queries/out/queries.parquet").equals(QUERIES)
+
+
+def test_real_dump(build: Build) -> None:
+    """An excerpt of the real English Wikipedia."""
+    if not (folder := os.environ.get("OPENWIT_DATA")):
+        pytest.skip("OPENWIT_DATA is not set: no real dump to read")
+    rows, stats = build(
+        wikipedia=[f"{folder}/wikipedia/*.xml.bz2"], min_word_count=10, min_bigram_count=8
+    )
+    sources = Counter(row["sources"][0] for row in rows)
+    assert stats.counts["articles"] == 106
+    assert sources["word"] > 5000
+    assert sources["bigram"] > 2000
+    best = [row["text"] for row in rows if "bigram" in row["sources"]][:60]
+    assert {"los angeles", "hong kong", "prime minister"} <= set(best)
+    words = {row["text"] for row in rows[: sources["word"]]}
+    markup = {"thumb", "cite", "ref", "nbsp", "br", "http", "https", "www", "infobox", "quot"}
+    assert not words & markup

@@ -1,0 +1,51 @@
+"""The two stages of training: TRAIN reads what `pack` made, EVALUATE what TRAIN made.
+
+Their work is imported when it is done, so that commands that train nothing never load torch.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.config import ConfigError
+from pipeline.manifest import Stats
+from pipeline.stage import Attempt, Run, Stage, Task
+
+
+def _plan_train(run: Run) -> list[Task]:
+    reads = [
+        *run.find("pack:index.parquet"),
+        *run.find("pack:dataset.json"),
+        *run.find("pack:shards/*.tar"),
+    ]
+    return [Task("train", 0, tuple(reads))]
+
+
+def _train(attempt: Attempt) -> Stats:
+    # Threads that wait for each other asleep leave the processor to those that decode pictures.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from train.loop import train
+
+    return train(attempt)
+
+
+def _plan_evaluate(run: Run) -> list[Task]:
+    patterns = run.settings("evaluate").datasets
+    if not patterns:
+        raise ConfigError(
+            "evaluate.datasets: no dataset to evaluate on; add one as NAME: /path/to/its.parquet"
+        )
+    model = [*run.find("train:model.json"), *run.find("train:model.safetensors")]
+    datasets = {name: run.find(pattern) for name, pattern in sorted(patterns.items())}
+    reads = dict.fromkeys([*model, *(ref for refs in datasets.values() for ref in refs)])
+    return [Task("evaluate", 0, tuple(reads), {"datasets": datasets})]
+
+
+def _evaluate(attempt: Attempt) -> Stats:
+    from train.evaluate.stage import evaluate
+
+    return evaluate(attempt)
+
+
+TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen")
+EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")
