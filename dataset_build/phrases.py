@@ -90,7 +90,7 @@ class _Lookup:
         self._size = len(keys)
 
     def find(self, keys: U64) -> I32:
-        at = self._first[(keys >> self._shift).view(np.int64)]
+        at: I32 = self._first[(keys >> self._shift).view(np.int64)]
         found = self._keys[at]
         late = np.flatnonzero(found < keys)
         while late.size:  # the keys of one bucket: fewer than one on average

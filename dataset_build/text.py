@@ -33,8 +33,9 @@ class TextSettings(Settings):
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _LETTER = rf"[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]"
 _INNER = rf"[[\p{{L}}\p{{N}}\p{{Mn}}\p{{Mc}}]--[{_UNSPACED}]]"
+# U+0345, the iota subscript, is the one mark that folds to a letter: no part of such a character.
 _WORD = regex.compile(
-    rf"(?V1)[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]][\p{{Mn}}\p{{Mc}}]*+|{_LETTER}{_INNER}*+"
+    rf"(?V1)[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]][[\p{{Mn}}\p{{Mc}}]--\u0345]*+|{_LETTER}{_INNER}*+"
 )
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _DELICATE = regex.compile(rf"[\p{{M}}\p{{Default_Ignorable_Code_Point}}{_UNSPACED}]")
@@ -73,7 +74,8 @@ def _words(text: str, fold_case: bool) -> str:
     if _LOOK_CLOSER not in folded:
         return " ".join(folded.split())
     text = _INVISIBLE.sub("", text)
-    return " ".join(_WORD.findall(text.casefold() if fold_case else text))
+    words = " ".join(_WORD.findall(text))
+    return words.casefold() if fold_case else words
 
 
 _LOOK_CLOSER = "\0"  # no character of a word, so nothing else becomes it

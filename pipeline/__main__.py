@@ -101,10 +101,9 @@ def _report(options: argparse.Namespace) -> int:
 
     run, config = _open(options)
     stages = recipe.all_stages(config)
-    page = report.write(run, stages)
+    report.write(run, stages)
     for line in report.summary_lines(run, stages):
         print(line)
-    print(f"report      {page}")
     return 0
 
 

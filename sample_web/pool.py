@@ -76,7 +76,7 @@ def write_evaluation(
     table = pa.table({"image": list(images), "label": list(labels)}, schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=500, compression="none")
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def _row(cited: Cited, size: tuple[int, int], seed: int) -> dict[str, Any]:

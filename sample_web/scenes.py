@@ -191,9 +191,7 @@ def unseen_classes() -> list[str]:
     return class_names(tuple(UNSEEN))
 
 
-def evaluation_set(
-    seed: int, shown: Sequence[str], per_class: int
-) -> Iterator[tuple[bytes, int]]:
+def evaluation_set(seed: int, shown: Sequence[str], per_class: int) -> Iterator[tuple[bytes, int]]:
     """(JPEG bytes, index into `class_names()`): `per_class` single objects of each class `shown`.
 
     No picture is one of training.

@@ -84,7 +84,7 @@ def train(attempt: Attempt) -> Stats:
             if progress.skipped > settings.max_skipped_steps:
                 raise TrainingDiverged(
                     f"step {progress.step}: {progress.skipped} losses or gradients were not finite "
-                    "by now; lower train.optim.lr or lengthen its warm-up"
+                    "by now; lower train.lr or lengthen its warm-up"
                 )
             attempt.progress(progress.step * settings.batch, steps * settings.batch, "samples")
             (stop,) = process.any(bool(attempt.stop))
@@ -150,7 +150,7 @@ class _Run:
         start = settings.model
         self.net = CLIP(described, start.init_temperature, start.residual_gain)
         self.net.to(process.device).train()
-        self.optimizer = optim.optimizer(self.net, settings.optim)
+        self.optimizer = optim.optimizer(self.net, settings)
         self._autocast = wants_bfloat16(settings.precision, process.device)
         self._parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._statistics = list(self.net.visual.buffers())
@@ -170,7 +170,7 @@ class _Run:
         """One update; left out if the loss or the gradient is not finite."""
         settings = self.settings
         torch.manual_seed(settings.seed << 32 | batch.step)
-        lr = optim.learning_rate(batch.step, self._steps, settings.optim)
+        lr = optim.learning_rate(batch.step, self._steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         before = [buffer.clone() for buffer in self._statistics]
@@ -183,8 +183,8 @@ class _Run:
         # Loss and reduced gradients are equal in all processes, so all of them decide alike.
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
-            if settings.optim.clip_gradients:
-                nn.utils.clip_grads_with_norm_(self._parameters, settings.optim.max_grad_norm, norm)
+            if settings.clip_gradients:
+                nn.utils.clip_grads_with_norm_(self._parameters, settings.max_grad_norm, norm)
             self.optimizer.step()
             self.net.clamp_temperature()
         else:

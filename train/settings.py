@@ -100,8 +100,8 @@ class CheckpointSettings(Settings):
     """Newest checkpoints that stay."""
 
 
-class TrainSettings(Settings):
-    """Training of one model on the packed dataset."""
+class TrainSettings(OptimSettings):
+    """Training of one model on the packed dataset; the optimiser's settings are its own."""
 
     operational: ClassVar[frozenset[str]] = frozenset({"threads", "log_every_steps"})
 
@@ -115,8 +115,6 @@ class TrainSettings(Settings):
     """The two towers."""
     data: DataSettings = DataSettings()
     """Order, reading and decoding."""
-    optim: OptimSettings = OptimSettings()
-    """The optimiser."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Saved state."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -133,7 +133,8 @@ def attempt(tmp_path: Path) -> Callable[..., Attempt]:
             "log_every_steps": 2,
             "model": TINY_MODEL,
             "data": {"lanes": 4, "block_samples": 5, "margin": 2},
-            "optim": {"lr": 2e-3, "warmup_steps": 3},
+            "lr": 2e-3,
+            "warmup_steps": 3,
             "checkpoint": {"every_steps": 4},
         } | changes
         config = Config(train=TrainSettings.model_validate(settings))
@@ -142,7 +143,8 @@ def attempt(tmp_path: Path) -> Callable[..., Attempt]:
         folder = tmp_path / f"attempt-{count}"
         folder.mkdir()
         task = Task("train", 0, tuple(map(str, reads)))
-        return Attempt(Run(tmp_path / run, config), task, folder, StopFlag() if stop is None else stop)
+        flag = StopFlag() if stop is None else stop
+        return Attempt(Run(tmp_path / run, config), task, folder, flag)
 
     return make
 

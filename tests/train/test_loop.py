@@ -150,7 +150,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     weights = torch.frombuffer(bytearray(_weights(run)), dtype=torch.uint8)
     assert weights.numel() > 0
     calls.clear()
-    with pytest.raises(loop.TrainingDiverged, match=r"3 losses or .*; lower train\.optim\.lr"):
+    with pytest.raises(loop.TrainingDiverged, match=r"3 losses or .*; lower train\.lr"):
         loop.train(attempt(packed, max_skipped_steps=2, run="halted"))
 
 

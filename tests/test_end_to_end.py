@@ -1,0 +1,179 @@
+"""The whole way on a tiny sample web: built, trained, evaluated, killed, repeated, changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests import kill_nine
+
+CONFIG = kill_nine.ROOT / "configs" / "sample.yaml"
+TINY = [
+    "sample_web.pairs=300",
+    "sample_web.articles=110",
+    "sample_web.hours=1",
+    "sample_web.evaluation_per_class=1",
+    "sample_web.unseen_per_class=1",
+    "balance.cap=12",
+    "download.pairs_per_task=250",
+    "pack.pairs_per_shard=100",
+    "train.samples=320",
+    "train.batch=32",
+    "train.data.lanes=8",
+    "train.data.block_samples=8",
+    "train.model.layers=[1,1,1,1]",
+    "train.model.width=8",
+    "train.model.text_layers=1",
+    "train.checkpoint.every_steps=3",
+    "train.threads=1",
+    "evaluate.threads=1",
+]
+
+
+def pipeline(what: str, run: Path, *overrides: str) -> str:
+    """Run one command to its end; what it said."""
+    command = kill_nine.command(what, CONFIG, run, [*TINY, *overrides])
+    done = subprocess.run(
+        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was built, trained and evaluated without disturbance."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    pipeline("build", folder)
+    pipeline("evaluate", folder)
+    return folder
+
+
+def test_every_stage_accounts_for_what_the_one_before_gave(run: Path) -> None:
+    report = json.loads((run / "report" / "report.json").read_text())
+    funnel = {row["stage"]: row for row in report["funnel"]}
+    names = ["extract", "match", "dedup", "balance", "download", "screen", "pack"]
+    for before, after in zip(names[:-1], names[1:], strict=True):
+        assert funnel[before]["rows_out"] == funnel[after]["rows_in"], (before, after)
+    assert all(funnel[name]["rows_out"] > 0 for name in names)
+
+
+def test_the_cap_is_exact_and_bites(run: Path) -> None:
+    coverage = pq.read_table(run / "balance/out/coverage.parquet").to_pydict()
+    expected = np.minimum(coverage["count"], 12)
+    assert coverage["selected"] == expected.tolist()
+    assert sum(count > 12 for count in coverage["count"]) > 10
+    assert (np.load(run / "balance/out/counts.npy") == coverage["count"]).all()
+
+
+def test_nothing_forbidden_was_fetched_and_every_fault_has_its_reason(run: Path) -> None:
+    assert not (run / "sample_web/logs/canary.txt").exists()
+    reasons = {
+        status
+        for path in (run / "download/out").glob("fetched-*.parquet")
+        for status in pq.read_table(path, columns=["status"])["status"].to_pylist()
+    }
+    planted = {"dead_link", "forbidden", "blocked_address", "opt_out", "timeout", "truncated"}
+    assert planted <= reasons
+
+
+def test_webdataset_reads_the_shards(run: Path) -> None:
+    import webdataset
+
+    index = pq.read_table(run / "pack/out/index.parquet")
+    shards = sorted(str(path) for path in (run / "pack/out/shards").glob("*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    assert [bytes.fromhex(s["__key__"]) for s in samples] == index["uid"].to_pylist()
+    digests = [hashlib.sha256(sample["jpg"]).digest() for sample in samples]
+    assert digests == index["sha256"].to_pylist()
+
+
+def test_evaluation_judges_among_all_classes(run: Path) -> None:
+    found = json.loads((run / "evaluate/evaluation.json").read_text())
+    assert set(found) == {"sample_web", "sample_web_unseen"}
+    assert all(result["classes"] == 100 for result in found.values())
+
+
+def test_nothing_changed_runs_nothing_and_says_so(run: Path) -> None:
+    before = kill_nine.digests(run)
+    assert "nothing to run" in pipeline("build", run)
+    assert "nothing to run" in pipeline("evaluate", run)
+    assert kill_nine.digests(run) == before
+
+
+def test_the_learning_rate_touches_no_dataset_stage(run: Path) -> None:
+    assert "dataset: everything is up to date, nothing to run" in pipeline(
+        "build", run, "train.lr=5e-4"
+    )
+
+
+def test_a_changed_cap_runs_again_from_balance_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pipeline("build", run, "until=dedup")
+    said = pipeline("build", run, "until=balance", "balance.cap=9")
+    for stage in ("sample_web", "queries", "extract", "match", "dedup"):
+        assert f"{stage}: up to date" in said
+    said = pipeline("build", run, "until=balance", "balance.cap=8")
+    assert "dedup: up to date" in said and "balance: up to date" not in said
+
+
+def test_killed_runs_end_with_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    expected = kill_nine.digests(run)
+    assert any(name.endswith(".tar") for name in expected) and len(expected) >= 6
+    again = tmp_path / "run"
+    for what, within_s, kills in (("build", 12.0, 2), ("train", 8.0, 2)):
+        kill_nine.disturbed(what, CONFIG, again, TINY, kills=kills, within_s=within_s, seed=5)
+    assert kill_nine.digests(again) == expected
+
+
+def test_verify_finds_damage_and_build_repairs_it(run: Path) -> None:
+    verify = [sys.executable, "-m", "pipeline", "verify", str(run)]
+    assert subprocess.run(verify, cwd=kill_nine.ROOT, check=False).returncode == 0
+    shard = run / "pack/out/shards/00000.tar"
+    whole = shard.read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 2] ^= 1
+    with shard.open("r+b") as stream:
+        stream.write(broken)
+    found = subprocess.run(verify, cwd=kill_nine.ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 5 and "00000.tar: its bytes differ" in found.stdout
+    pipeline("build", run)
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["build", "configs/sampel.yaml"], "did you mean configs/sample.yaml?"),
+        (["build", "configs/sample.yaml", "balance.capp=3"], "did you mean 'cap'?"),
+        (["status", "runs/never"], "runs/never: no run here"),
+        (
+            [
+                "build",
+                "configs/sample.yaml",
+                "until=extract",
+                "extract.parquet=[/not/here.parquet]",
+            ],
+            "/not/here.parquet: no such input",
+        ),
+    ],
+)
+def test_mistakes_are_answered_with_what_to_do(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    extra = ["--run", str(tmp_path / "run")] if arguments[0] == "build" else []
+    command = [sys.executable, "-m", "pipeline", *arguments[:2], *extra, *arguments[2:]]
+    small = [part for part in TINY if part.startswith("sample_web")] if extra else []
+    done = subprocess.run(
+        [*command, *small], cwd=kill_nine.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (2, 3)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
