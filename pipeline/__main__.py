@@ -29,7 +29,12 @@ _EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command go
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognised: {' '.join(rest)}")
+    if rest:  # overrides that follow an option; argparse takes only those before the first
+        options.overrides = [*options.overrides, *rest]
     log.configure(stamped=options.command == "task" or not sys.stderr.isatty())
     command: Callable[[argparse.Namespace], int] = options.call
     try:

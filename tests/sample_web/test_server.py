@@ -272,7 +272,7 @@ def test_the_server_dies_with_a_parent_that_is_killed(web: Any, tmp_path: Path) 
     while time.monotonic() < until:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return
         time.sleep(0.02)
     pytest.fail("the server outlived its parent")
