@@ -71,14 +71,16 @@ def advance(
 
 
 def describe(run: Run, stages: Sequence[Stage]) -> None:
-    """Write what `status` needs to know without reading the configuration: RUN/stages.json."""
+    """Write what `status` needs to know without reading the configuration: RUN/stages.json.
+
+    A part of the stages that are known already, such as training alone, leaves their order as it is.
+    """
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
     path = run.folder / "stages.json"
     known = json.loads(path.read_text()) if path.exists() else []
     rows = [{"name": stage.name, "unit": stage.unit} for stage in stages]
-    names = {row["name"] for row in rows}
-    later = [row for row in known if row["name"] not in names]
-    files.write_atomic(path, json.dumps(rows + later, indent=1))
+    if any(row not in known for row in rows):
+        files.write_atomic(path, json.dumps(rows, indent=1))
 
 
 def outdated(run: Run, stages: Sequence[Stage]) -> Stage | None:

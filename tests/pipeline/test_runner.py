@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pipeline import status
 from pipeline.manifest import find
-from pipeline.runner import Advance, outdated
+from pipeline.runner import Advance, describe, outdated
 from pipeline.stage import Run
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder
@@ -77,3 +77,9 @@ def test_status_reads_the_folder_alone(advance: Call) -> None:
     assert stages["numbers"].word == "done"
     assert (stages["numbers"].stats.rows_in, stages["numbers"].stats.rows_out) == (6, 3)
     assert (stages["total"].done, stages["total"].total) == (4, 4)
+
+
+def test_running_a_part_keeps_the_order_of_the_whole(advance: Call) -> None:
+    run, _ = advance()
+    describe(run, (toy.TOTAL,))
+    assert [stage.name for stage in status.read(run.folder)] == ["numbers", "total"]
