@@ -73,7 +73,7 @@ def advance(
 def describe(run: Run, stages: Sequence[Stage]) -> None:
     """Write what `status` needs to know without reading the configuration: RUN/stages.json.
 
-    A part of the stages that are known already, such as training alone, leaves their order as it is.
+    A part of the stages that are known already, such as training alone, leaves their order be.
     """
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
     path = run.folder / "stages.json"
