@@ -1,6 +1,6 @@
 """`kill -9` of a whole run at random moments, the same command again, and a comparison at the end.
 
-Run by hand for the long measurement: `python -m tests.kill_nine CONFIG FOLDER --kills 10 a.b=c ...`
+Run by hand for the long measurement: `python -m tests.kill_nine CONFIG FOLDER --kills 10 a.b=c`
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     quiet, loud = options.folder / "quiet", options.folder / "loud"
     for what in ("build", "train"):
         expected, took = undisturbed(what, options.config, quiet, options.overrides)
