@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo 'python3-venv is missing; as root: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'installing the Python packages into $(VENV) (a few minutes, a few GB)'
-	$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'
+	@$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'
 	@touch $@
 
 demo: CONFIG := configs/sample.yaml

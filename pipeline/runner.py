@@ -112,6 +112,7 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
             continue
         for task in missing:
             manifest.withdraw(folder, task.task.index, task.fingerprint)
+            (folder / "failed" / f"{task.task.index:05d}.json").unlink(missing_ok=True)
         failed = []
         with stage.service(run) as environment:
             for outcome in executor.submit(run, stage, missing, environment):

@@ -59,7 +59,9 @@ def read(folder: Path) -> list[StageStatus]:
     try:
         rows = json.loads((folder / "stages.json").read_text())
     except FileNotFoundError:
-        raise MissingInput(f"{folder}: no run here; start one with `make build-dataset`") from None
+        raise MissingInput(
+            f"{folder}: no run here; start one with `make build-dataset RUN={folder}`"
+        ) from None
     run = Run(folder, Settings())
     return [read_stage(run, row["name"], row["unit"]) for row in rows]
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from pipeline import status
 from pipeline.manifest import find
-from pipeline.runner import Advance, describe, outdated
+from pipeline.runner import Advance, TasksFailed, describe, outdated
 from pipeline.stage import Run
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder
@@ -69,6 +72,20 @@ def test_the_stage_version_is_part_of_the_fingerprint(advance: Call) -> None:
     assert outdated(run, toy.STAGES) is None
     newer = replace(toy.TOTAL, version=2)
     assert outdated(run, (toy.NUMBERS, newer)) is newer
+
+
+def test_status_names_a_failure_until_its_task_succeeds(advance: Call, tmp_path: Path) -> None:
+    with pytest.raises(TasksFailed):
+        advance({"count": 1, "fault": "raise", "times": 2}, attempts=1)
+    failed = status.failures(status.read(tmp_path / "run"))
+    assert len(failed) == 1 and "the fault that was asked for" in failed[0]
+    with pytest.raises(TasksFailed):  # another configuration: the first one's failure is no news
+        advance({"count": 1, "fault": "missing", "times": 9}, attempts=1)
+    (failure,) = status.failures(status.read(tmp_path / "run"))
+    assert "somewhere: not there" in failure
+    advance({"count": 1})
+    assert status.failures(status.read(tmp_path / "run")) == []
+    assert not list((tmp_path / "run" / "numbers" / "failed").iterdir())
 
 
 def test_status_reads_the_folder_alone(advance: Call) -> None:
