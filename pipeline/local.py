@@ -161,7 +161,7 @@ class LocalExecutor:
         task = child.planned.task
         folder = run.stage_folder(task.stage)
         (folder / "live" / f"{task.index:05d}.json").unlink(missing_ok=True)
-        if find(folder, task.index, child.planned.fingerprint):
+        if find(folder, child.planned.fingerprint):
             return Outcome(task, Ended.DONE)
         if code == EXIT_STOPPED or (self.stop and code < 0):
             return Outcome(task, Ended.STOPPED)

@@ -109,6 +109,8 @@ class Manifest:
     outputs: tuple[Output, ...]
     stats: Stats
     seconds: float
+    memory_mb: float
+    """Most memory that the process which made it ever held, MiB; what it maps counts too."""
     finished: float
     """Unix time, seconds; for people, never compared."""
     host: str
@@ -165,12 +167,13 @@ def publish(
         outputs=outputs,
         stats=stats,
         seconds=round(seconds, 3),
+        memory_mb=_peak_memory_mb(),
         finished=round(time.time(), 3),
         host=socket.gethostname(),
         job=os.environ.get("SLURM_JOB_ID", ""),
         attempt=attempt,
     )
-    path = manifest_path(stage_folder, index, fingerprint)
+    path = manifest_path(stage_folder, fingerprint)
     if not files.publish_once(path, manifest.to_json()):
         winner = Manifest.from_json(path.read_text())
         if winner.store != folder.name:  # an NFS server may repeat a link() that had succeeded
@@ -180,19 +183,40 @@ def publish(
     return manifest
 
 
-def manifest_path(stage_folder: Path, index: int, fingerprint: str) -> Path:
-    """Where the manifest of a task with this fingerprint is, or will be."""
-    return stage_folder / "done" / f"{index:05d}.{fingerprint[:16]}.json"
+def _peak_memory_mb() -> float:
+    """VmHWM of this process (Linux). Unlike ru_maxrss it does not remember the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:
+        return 0.0
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def find(stage_folder: Path, index: int, fingerprint: str) -> Manifest | None:
+def manifest_path(stage_folder: Path, fingerprint: str) -> Path:
+    """Where the manifest of a task with this fingerprint is, or will be.
+
+    The task's number is no part of it: new inputs may move a task that is done to another place.
+    """
+    return stage_folder / "done" / f"{fingerprint[:16]}.json"
+
+
+def find(stage_folder: Path, fingerprint: str) -> Manifest | None:
     """The manifest of a done task, or None. Its outputs are checked for presence and size."""
-    path = manifest_path(stage_folder, index, fingerprint)
+    manifest = _whole(stage_folder, manifest_path(stage_folder, fingerprint))
+    return manifest if manifest and manifest.fingerprint == fingerprint else None
+
+
+def everything(stage_folder: Path) -> list[Manifest]:
+    """All manifests whose outputs are there, planned now or for an earlier configuration."""
+    found = (_whole(stage_folder, path) for path in sorted((stage_folder / "done").glob("*.json")))
+    return [manifest for manifest in found if manifest]
+
+
+def _whole(stage_folder: Path, path: Path) -> Manifest | None:
+    """A manifest, if it can be read and its outputs have the sizes it gives."""
     try:
         manifest = Manifest.from_json(path.read_text())
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    if manifest.fingerprint != fingerprint:
         return None
     for output in manifest.outputs:
         stored = stage_folder / "store" / manifest.store / output.name
@@ -204,16 +228,16 @@ def find(stage_folder: Path, index: int, fingerprint: str) -> Manifest | None:
     return manifest
 
 
-def withdraw(stage_folder: Path, index: int, fingerprint: str) -> None:
+def withdraw(stage_folder: Path, fingerprint: str) -> None:
     """Remove the manifest of a task whose outputs are lost, so that it can be published again."""
-    path = manifest_path(stage_folder, index, fingerprint)
-    if find(stage_folder, index, fingerprint) is None:
+    path = manifest_path(stage_folder, fingerprint)
+    if find(stage_folder, fingerprint) is None:
         path.unlink(missing_ok=True)
 
 
 def discard(stage_folder: Path, manifest: Manifest) -> None:
     """Remove a manifest whose outputs turned out damaged: its task runs again."""
-    manifest_path(stage_folder, manifest.index, manifest.fingerprint).unlink(missing_ok=True)
+    manifest_path(stage_folder, manifest.fingerprint).unlink(missing_ok=True)
 
 
 def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
@@ -221,7 +245,7 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
 
     Call it only when the whole stage is done: then any attempt still running has lost its race.
     """
-    keep_manifests = {manifest_path(stage_folder, m.index, m.fingerprint).name for m in current}
+    keep_manifests = {manifest_path(stage_folder, m.fingerprint).name for m in current}
     for path in (stage_folder / "done").iterdir():
         if path.name not in keep_manifests:
             path.unlink()

@@ -42,6 +42,19 @@ class Watch(Protocol):
         """All tasks of `stage` are published; `ran` of them were run now."""
 
 
+class Unwatched:
+    """A `Watch` that says nothing."""
+
+    def begin(self, stage: Stage, total: int, done: int) -> None:
+        """Nothing."""
+
+    def tick(self, stage: Stage, outcome: Outcome | None) -> None:
+        """Nothing."""
+
+    def end(self, stage: Stage, manifests: Sequence[Manifest], ran: int) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Advance:
     """What one call did."""
@@ -111,7 +124,7 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
         if not missing:
             continue
         for task in missing:
-            manifest.withdraw(folder, task.task.index, task.fingerprint)
+            manifest.withdraw(folder, task.fingerprint)
             (folder / "failed" / f"{task.task.index:05d}.json").unlink(missing_ok=True)
         failed = []
         with stage.service(run) as environment:
@@ -129,6 +142,8 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
     assert len(manifests) == len(planned), f"{stage.name}: a task ended without its manifest"
     for published in manifests:
         manifest.expose(folder, published)
+    fingerprints = [published.fingerprint for published in manifests]
+    files.write_atomic(folder / "complete.json", json.dumps(fingerprints))
     manifest.prune(folder, manifests)
     watch.end(stage, manifests, ran)
     return ran
@@ -138,7 +153,7 @@ def work_on(run: Run, stage: Stage, planned: Planned, attempt: int, stop: StopFl
     """One attempt at a task, in this process: work into a private folder, then publish it."""
     stage_folder = run.stage_folder(stage.name)
     index = planned.task.index
-    if done := find(stage_folder, index, planned.fingerprint):
+    if done := find(stage_folder, planned.fingerprint):
         return done
     folder = stage_folder / "store" / f"{index:05d}.{files.attempt_name()}"
     folder.mkdir(parents=True)
@@ -174,7 +189,7 @@ def _record_failure(folder: Path, outcome: Outcome) -> None:
 
 def _missing(run: Run, stage: Stage, planned: Sequence[Planned]) -> list[Planned]:
     folder = run.stage_folder(stage.name)
-    return [p for p in planned if find(folder, p.task.index, p.fingerprint) is None]
+    return [p for p in planned if find(folder, p.fingerprint) is None]
 
 
 def _describe_failures(stage: Stage, failed: Sequence[Outcome]) -> str:

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,8 @@ class Task:
     """References to inputs: `stage:name` for a published output, else a path."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that tell this task from its siblings."""
+    ignores: tuple[str, ...] = ()
+    """Fields of the stage's settings that do not change what this task gives."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Run:
             return []
         tasks = []
         for row in rows:
-            task = Task(stage, row["index"], tuple(row["reads"]), row["params"])
+            reads, ignores = tuple(row["reads"]), tuple(row["ignores"])
+            task = Task(stage, row["index"], reads, row["params"], ignores)
             tasks.append(Planned(task, row["fingerprint"]))
         return tasks
 
@@ -86,7 +89,17 @@ class Run:
     def manifests(self, stage: str) -> list[Manifest]:
         """Manifests of the planned tasks that are done, in task order."""
         folder = self.stage_folder(stage)
-        found = (find(folder, p.task.index, p.fingerprint) for p in self.plan(stage))
+        found = ((p.task.index, find(folder, p.fingerprint)) for p in self.plan(stage))
+        return [replace(manifest, index=index) for index, manifest in found if manifest]
+
+    def completed(self, stage: str) -> list[Manifest]:
+        """Manifests of a stage as it last was complete, whatever is planned now."""
+        folder = self.stage_folder(stage)
+        try:
+            fingerprints = json.loads((folder / "complete.json").read_text())
+        except FileNotFoundError:
+            return []
+        found = (find(folder, fingerprint) for fingerprint in fingerprints)
         return [manifest for manifest in found if manifest]
 
     def find(self, pattern: str) -> list[str]:
@@ -223,12 +236,20 @@ class Stage:
             parts = {
                 "stage": self.name,
                 "version": self.version,
-                "settings": settings,
+                "settings": {**settings, self.name: _without(settings[self.name], task.ignores)},
                 "params": dict(task.params),
                 "reads": [[Path(reference).name, known[reference]] for reference in task.reads],
             }
             planned.append(Planned(task, digest(parts)))
+        assert len({p.fingerprint for p in planned}) == len(tasks), f"{self.name}: equal tasks"
         return planned
+
+
+def _without(section: Any, names: Sequence[str]) -> Any:
+    """A section's identity but for some fields, which must exist."""
+    if not names:
+        return section
+    return {name: value for name, value in section.items() if name not in names}
 
 
 class Ended(Enum):

@@ -45,7 +45,7 @@ def test_published_outputs_have_stable_names_and_checksums(tmp_path: Path) -> No
     done = publish(tmp_path / "s", attempt(tmp_path / "s"))
     assert [(o.name, o.rows) for o in done.outputs] == [("t.parquet", 3), ("x.json", None)]
     assert done.outputs[1].sha256 == files.sha256(tmp_path / "s/out/x.json")
-    assert manifest.find(tmp_path / "s", 0, FINGERPRINT) == done
+    assert manifest.find(tmp_path / "s", FINGERPRINT) == done
     assert manifest.damage(tmp_path / "s", done) == []
 
 
@@ -69,7 +69,7 @@ def test_unbalanced_accounts_are_not_published(tmp_path: Path) -> None:
             seconds=0,
             attempt=1,
         )
-    assert manifest.find(tmp_path / "s", 0, FINGERPRINT) is None
+    assert manifest.find(tmp_path / "s", FINGERPRINT) is None
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "x.json", "x.tar", "x.npy"])
@@ -109,7 +109,7 @@ def test_fail_the_nth_call_for_every_n(
                 failed = False
             except OSError:
                 failed = True
-        done = manifest.find(stage, 0, FINGERPRINT)
+        done = manifest.find(stage, FINGERPRINT)
         if done is None:
             assert failed
             assert not (stage / "out").exists(), "outputs before their manifest"
@@ -142,7 +142,7 @@ def test_racing_attempts_have_one_winner(tmp_path: Path) -> None:
         for racer in racers:
             racer.join(30)
         assert [racer.exitcode for racer in racers] == [0, 0, 0, 0]
-        done = manifest.find(stage, 0, FINGERPRINT)
+        done = manifest.find(stage, FINGERPRINT)
         assert done is not None and manifest.damage(stage, done) == []
         assert len(list((stage / "store").iterdir())) == 1
         assert json.loads((stage / "out/who.json").read_text()) == done.store.partition(".")[2]

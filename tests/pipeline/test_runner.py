@@ -56,12 +56,12 @@ def test_a_lost_output_is_made_again(advance: Call) -> None:
     (run.folder / "numbers/store" / manifest.store / "n-00001.json").unlink()
     run, done = advance()
     assert done.ran["numbers"] == 1
-    assert find(run.folder / "numbers", 1, manifest.fingerprint) is not None
+    assert find(run.folder / "numbers", manifest.fingerprint) is not None
 
 
 def test_a_torn_manifest_counts_as_not_done(advance: Call) -> None:
     run, _ = advance()
-    path = next((run.folder / "numbers/done").glob("00002.*"))
+    path = next((run.folder / "numbers/done").glob("*.json"))
     path.write_text(path.read_text()[:40])
     _, done = advance()
     assert done.ran["numbers"] == 1
