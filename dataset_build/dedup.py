@@ -1,11 +1,17 @@
 """One row a pair, and a few captions an image address.
 
-All captions of an address are in one bucket, and a task reads its buckets from every file of
-`match`. What survives depends on the set of rows alone: not on their order, nor on how they were
-spread over files, buckets and tasks.
+Two phases. First each snapshot by itself: equal (address, text) become one row, whose text is put
+aside (`texts-*`) from what deciding about it takes (`found-*`). Then all snapshots together, which
+reads the small half only: so a dataset grows by a snapshot without reading the texts of those it
+has. All captions of an address are in one bucket of `match`, and a task owns some buckets; what
+survives depends on the set of rows alone, not on their order, files, tasks or snapshots.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from dataset_build import records
-from dataset_build.hashing import halves
+from dataset_build import domains, records, selection, uid_range
+from dataset_build.hashing import U64, halves
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -29,84 +35,214 @@ class DedupSettings(Settings):
     then those that occurred most often, then those with the smallest uid, which is as good as drawn
     at random."""
     buckets_per_task: int = Field(default=16, ge=1)
-    """Buckets of `match` that one task reads and holds in memory, and that make one output file."""
+    """Buckets of `match` that one task reads and that make one output file; one bucket at a time is
+    held in memory."""
 
 
-# Which of a pair's occurrences stands for it: a total order, so that no other circumstance decides.
-_FIRST = ("uid", "snapshot", "file", "page_url", "source", "text", "url")
+# Which of a pair's occurrences in a snapshot stands for it: a total order, so that no other
+# circumstance decides.
+_FIRST = ("uid", "file", "page_url", "source", "text", "url")
+_MATCHED = re.compile(r"match:matched-(?P<snapshot>.+)-\d+-\d+\.parquet")
+_ROW_GROUP = 16_384  # rows; a reader of a range of uids skips the others
+
+
+def groups(run: Run) -> list[tuple[int, int]]:
+    """The neighbouring buckets that make one output file: [(first, one past the last)]."""
+    buckets: int = run.settings("match").buckets
+    step: int = run.settings("dedup").buckets_per_task
+    return [(start, min(start + step, buckets)) for start in range(0, buckets, step)]
+
+
+def within(run: Run, first: bytes, last: bytes) -> list[int]:
+    """The numbers of the groups with uids from `first` to `last`."""
+    buckets: int = run.settings("match").buckets
+    return [
+        number
+        for number, (start, stop) in enumerate(groups(run))
+        if uid_range.bounds(start, buckets)[0] <= last
+        and uid_range.bounds(stop - 1, buckets)[1] >= first
+    ]
 
 
 def plan(run: Run) -> list[Task]:
-    """One task per group of neighbouring buckets; each reads every file of `match`."""
-    settings: DedupSettings = run.settings("dedup")
-    buckets: int = run.settings("match").buckets
-    matched = tuple(run.find("match:matched-*.parquet"))
-    step = settings.buckets_per_task
+    """For each snapshot one task a group; it reads every file of the snapshot."""
+    by_snapshot: dict[str, list[str]] = {}
+    for reference in run.find("match:matched-*.parquet"):
+        found = _MATCHED.fullmatch(reference)
+        assert found, reference
+        by_snapshot.setdefault(found["snapshot"], []).append(reference)
+    tasks: list[Task] = []
+    for snapshot, matched in sorted(by_snapshot.items()):
+        for number, bounds in enumerate(groups(run)):
+            params = {"phase": "snapshot", "snapshot": snapshot, "group": number, "buckets": bounds}
+            tasks.append(
+                Task("dedup", len(tasks), tuple(matched), params, ignores=("captions_per_url",))
+            )
+    return tasks
+
+
+def _plan_merge(run: Run) -> list[Task]:
+    first = len(run.plan("dedup"))
     return [
-        Task("dedup", index, matched, {"buckets": [start, min(start + step, buckets)]})
-        for index, start in enumerate(range(0, buckets, step))
+        Task(
+            "dedup",
+            first + number,
+            ("queries:queries.parquet", *run.find(f"dedup:found-*-{number:05d}.parquet")),
+            {"phase": "merge", "group": number},
+        )
+        for number in range(len(groups(run)))
     ]
 
 
 def work(attempt: Attempt) -> Stats:
-    """Deduplicate a group of buckets, one by one; write the survivors of all, sorted by uid."""
-    settings: DedupSettings = attempt.settings
-    start, stop = attempt.task.params["buckets"]
+    """Do one task of the phase that its parameters name."""
+    phases = {"snapshot": _work_snapshot, "merge": _work_merge}
+    return phases[attempt.task.params["phase"]](attempt)
+
+
+def _work_snapshot(attempt: Attempt) -> Stats:
+    """A snapshot's pairs in a group of buckets, sorted by uid, bucket after bucket."""
+    params = attempt.task.params
+    (start, stop), inputs = params["buckets"], attempt.inputs()
+    name = f"{params['snapshot']}-{params['group']:05d}.parquet"
     stats = Stats()
-    parts = [records.PAIRS.empty_table()]
-    inputs = attempt.inputs()
-    for bucket in range(start, stop):
-        rows = [records.MATCHED.empty_table()]
-        for path in inputs:
-            attempt.stop.check()
-            with pq.ParquetFile(path) as matched:
-                rows.append(matched.read_row_group(bucket, columns=records.MATCHED.names))
-        parts.append(deduplicate(pa.concat_tables(rows), settings.captions_per_url, stats))
-        attempt.progress(bucket - start + 1, stop - start, "buckets")
-    pairs = pa.concat_tables(parts)
-    pairs = pairs.take(pc.sort_indices(pairs, sort_keys=[("uid", "ascending")]))
-    path = attempt.folder / f"pairs-{attempt.task.index:05d}.parquet"
-    pq.write_table(pairs, path, compression="zstd", row_group_size=65_536)
+    texts_path, found_path = attempt.folder / f"texts-{name}", attempt.folder / f"found-{name}"
+    with (
+        pq.ParquetWriter(texts_path, records.TEXTS, compression="zstd") as texts,
+        pq.ParquetWriter(found_path, records.FOUND, compression="zstd") as found,
+    ):
+        for bucket in range(start, stop):
+            rows = [records.MATCHED.empty_table()]
+            for path in inputs:
+                attempt.stop.check()
+                with pq.ParquetFile(path) as matched:
+                    rows.append(matched.read_row_group(bucket, columns=records.MATCHED.names))
+            table, occurrences = first_occurrences(pa.concat_tables(rows))
+            stats.counts["pairs_of_snapshots"] += table.num_rows
+            texts.write_table(table.select(records.TEXTS.names), row_group_size=_ROW_GROUP)
+            domain = domains.of_urls(table["url"])
+            columns = [table["uid"], domain, table["query_ids"], pa.array(occurrences)]
+            # Buckets stay row groups, for `merge`; an empty one is an empty row group.
+            found.write_table(
+                pa.table(columns, schema=records.FOUND), row_group_size=max(table.num_rows, 1)
+            )
+            attempt.progress(bucket - start + 1, stop - start, "buckets")
     return stats
 
 
-def deduplicate(matched: pa.Table, captions_per_url: int, stats: Stats) -> pa.Table:
-    """`records.MATCHED` rows -> `records.PAIRS` rows, one a uid, in no useful order.
-
-    All rows of an address must be in `matched`. Drops are counted in `stats` as `duplicate` and
-    `captions_per_url`.
-    """
-    stats.rows_in += matched.num_rows
+def first_occurrences(matched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.uint32]]:
+    """`records.MATCHED` rows of a snapshot -> its pairs, sorted by uid, and their occurrences."""
     if not matched.num_rows:
-        return records.PAIRS.empty_table()
-    matched = matched.take(
-        pc.sort_indices(matched, sort_keys=[(name, "ascending") for name in _FIRST])
-    )
+        return matched, np.zeros(0, np.uint32)
+    order = pc.sort_indices(matched, sort_keys=[(name, "ascending") for name in _FIRST])
+    matched = matched.take(order)
     high, low = halves(matched["uid"])
     first = np.flatnonzero(np.concatenate([[True], (np.diff(high) != 0) | (np.diff(low) != 0)]))
     occurrences = np.diff(np.append(first, matched.num_rows)).astype(np.uint32)
-    stats.drop("duplicate", matched.num_rows - first.size)
-    pairs = matched.take(pa.array(first)).append_column("occurrences", pa.array(occurrences))
+    return matched.take(pa.array(first)), occurrences
 
-    # Codes tell addresses apart even if their hashes collide; their order does not matter.
-    address = pairs["url"].combine_chunks().dictionary_encode().indices.to_numpy()
-    unmatched = pc.equal(pc.list_value_length(pairs["query_ids"]), 0).to_numpy()
-    rare = -occurrences.astype(np.int64)
-    order = np.lexsort((low[first], high[first], rare, unmatched, address))
-    place = _place_in_group(address[order])
-    for captions, urls in zip(*np.unique(np.bincount(address), return_counts=True), strict=True):
-        stats.observe("captions_per_url", min(int(captions), 100), int(urls))
-    kept = order[place < captions_per_url]
+
+def _work_merge(attempt: Attempt) -> Stats:
+    """All snapshots' pairs of a group; what each query occurs in, repeats counted."""
+    settings: DedupSettings = attempt.settings
+    queries_path, *paths = attempt.inputs()
+    number = attempt.task.params["group"]
+    snapshots = [_snapshot(reference) for reference in attempt.task.reads[1:]]
+    stats = Stats()
+    raw = np.zeros(pq.read_metadata(queries_path).num_rows, np.uint64)
+    with ExitStack() as stack:
+        files = [stack.enter_context(pq.ParquetFile(path)) for path in paths]
+        writer = stack.enter_context(
+            pq.ParquetWriter(
+                attempt.folder / f"pairs-{number:05d}.parquet", records.PAIRS, compression="zstd"
+            )
+        )
+        buckets = files[0].num_row_groups
+        for bucket in range(buckets):
+            attempt.stop.check()
+            parts = [file.read_row_group(bucket) for file in files]
+            pairs = merge(parts, snapshots, settings.captions_per_url, raw, stats)
+            writer.write_table(pairs, row_group_size=_ROW_GROUP)
+            attempt.progress(bucket + 1, buckets, "buckets")
+    np.save(attempt.folder / f"raw-{number:05d}.npy", raw)
+    return stats
+
+
+def _snapshot(reference: str) -> str:
+    return reference.removeprefix("dedup:found-").rpartition("-")[0]
+
+
+def merge(
+    parts: Sequence[pa.Table],
+    snapshots: Sequence[str],
+    captions_per_url: int,
+    raw: U64,
+    stats: Stats,
+) -> pa.Table:
+    """`records.FOUND` of some snapshots -> `records.PAIRS`, sorted by uid.
+
+    All rows of an address must be there. A pair takes its row from the snapshot whose name is
+    smallest. Adds to `raw`, per query, every occurrence, those of captions over the limit too.
+    Drops are counted in `stats` as `duplicate` and `captions_per_url`.
+    """
+    rank = np.argsort(np.argsort(np.array(snapshots)))
+    source = np.repeat(rank, [part.num_rows for part in parts])
+    found = pa.concat_tables(parts)
+    high, low = halves(found["uid"])
+    occurrences: npt.NDArray[np.uint32] = found["occurrences"].to_numpy()
+    rows = int(occurrences.sum(dtype=np.int64))
+    stats.rows_in += rows
+    if not found.num_rows:
+        return records.PAIRS.empty_table()
+    order = np.lexsort((source, low, high))
+    high, low = high[order], low[order]
+    new_address = np.concatenate([[True], high[1:] != high[:-1]])
+    first = np.flatnonzero(new_address | np.concatenate([[True], low[1:] != low[:-1]]))
+    occurrences = np.add.reduceat(occurrences[order].astype(np.int64), first).astype(np.uint32)
+    stats.drop("duplicate", rows - first.size)
+
+    order = order[first]
+    query_ids = found["query_ids"].combine_chunks().take(pa.array(order))
+    row, query = selection.matches(query_ids)
+    raw += np.bincount(query, weights=occurrences[row], minlength=raw.size).astype(np.uint64)
+
+    address = np.cumsum(new_address)[first] - 1
+    captions = np.bincount(address)
+    for number, urls in zip(*np.unique(captions, return_counts=True), strict=True):
+        stats.observe("captions_per_url", min(int(number), 100), int(urls))
+    kept = np.arange(first.size)
+    if captions.max() > captions_per_url:
+        unmatched = pc.equal(pc.list_value_length(query_ids), 0).to_numpy(zero_copy_only=False)
+        # Stable: equal ones stay in the order of uids.
+        best = np.lexsort((-occurrences.astype(np.int64), unmatched, address))
+        kept = np.sort(best[_place_in_group(address[best]) < captions_per_url])
     stats.drop("captions_per_url", first.size - kept.size)
     stats.rows_out += kept.size
-    return pairs.take(pa.array(np.sort(kept))).select(records.PAIRS.names).cast(records.PAIRS)
+    order = order[kept]
+    names = pa.array(sorted(snapshots), pa.string())
+    columns = {
+        "uid": found["uid"].combine_chunks().take(pa.array(order)),
+        "domain": found["domain"].combine_chunks().take(pa.array(order)),
+        "query_ids": query_ids.take(pa.array(kept)),
+        "occurrences": pa.array(occurrences[kept]),
+        "snapshot": names.take(pa.array(source[order])),
+    }
+    return pa.table([columns[name] for name in records.PAIRS.names], schema=records.PAIRS)
 
 
-def _place_in_group(sorted_groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def _place_in_group(sorted_groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """0, 1, 2 … within each run of equal numbers."""
     starts = np.flatnonzero(np.concatenate([[True], np.diff(sorted_groups) != 0]))
     lengths = np.diff(np.append(starts, sorted_groups.size))
     return np.arange(sorted_groups.size) - np.repeat(starts, lengths)
 
 
-STAGE = Stage(name="dedup", needs=("match",), plan=plan, work=work, unit="pairs")
+STAGE = Stage(
+    name="dedup",
+    needs=("queries", "match"),
+    plan=plan,
+    work=work,
+    then=(_plan_merge,),
+    unit="pairs",
+    version=2,
+)

@@ -22,15 +22,17 @@ def mix64(x: U64) -> U64:
     return x
 
 
-def identify(urls: Sequence[str], norms: Sequence[str]) -> tuple[list[bytes], U64]:
-    """(uids, url hashes) of pairs; a uid is 16 bytes, the big-endian digest.
+def identify(urls: Sequence[str], norms: Sequence[str]) -> list[bytes]:
+    """The uids of pairs: 64 bits of the address, then 64 of address and text, big-endian.
 
     The zero byte between url and norm makes the concatenation unambiguous: no norm contains one.
     """
-    digest, hash64 = xxhash.xxh3_128_digest, xxhash.xxh3_64_intdigest
+    digest = xxhash.xxh3_64_digest
     addresses = [url.encode() for url in urls]
-    uids = [digest(url + b"\0" + norm.encode()) for url, norm in zip(addresses, norms, strict=True)]
-    return uids, np.fromiter(map(hash64, addresses), np.uint64, len(addresses))
+    return [
+        digest(url) + digest(url + b"\0" + norm.encode())
+        for url, norm in zip(addresses, norms, strict=True)
+    ]
 
 
 def halves(uids: pa.Array | pa.ChunkedArray) -> tuple[U64, U64]:

@@ -17,26 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from dataset_build import records, uid_range
+from dataset_build import dedup, records, uid_range
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Damaged, Stats, digest
 from pipeline.stage import Attempt, Run, Stage, Task
 
 _BLOCK = tarfile.BLOCKSIZE
-_SELECTED = (
+_SELECTED = ("uid", "occurrences", "query_ids", "probability")
+_FETCHED = (
     "uid",
     "url",
     "text",
     "page_url",
     "source",
     "snapshot",
-    "occurrences",
-    "query_ids",
-    "selected_by",
-    "probability",
-)
-_FETCHED = (
-    "uid",
     "final_url",
     "sha256",
     "width",
@@ -70,31 +64,54 @@ def plan(run: Run) -> list[Task]:
             "see `dropped` in the manifests below RUN/download/done for why"
         )
     selected = run.find("balance:selected-*.parquet")
+    tars = _tars(run)
     settings: PackSettings = run.settings("pack")
     shards = -(-total // settings.pairs_per_shard)
     digits = max(5, len(str(shards - 1)))  # so that names sort as numbers do
     tasks = []
     for shard in range(shards):
         first, after = shard * total // shards, (shard + 1) * total // shards
-        numbers: list[str] = []
+        names: list[str] = []
         skip = passed = 0
         for entry in survivors:
             if passed < after and passed + entry["kept"] > first:
-                if not numbers:
+                if not names:
                     skip = first - passed
-                numbers.append(entry["file"].removeprefix("screened-").removesuffix(".parquet"))
+                names.append(entry["file"].removeprefix("screened-"))
             passed += entry["kept"]
-        reads = [f"screen:screened-{number}.parquet" for number in numbers]
-        reads += [f"download:fetched-{number}.parquet" for number in numbers]
-        reads += [f"download:staged-{number}.tar" for number in numbers]
+        fetched = [f"download:fetched-{name}" for name in names]
+        groups = dedup.within(run, *_span(names))
+        reads = [f"screen:screened-{name}" for name in names] + fetched
+        reads += [selected[group] for group in groups]
+        reads += sorted({tar for reference in fetched for tar in tars[reference]})
         params = {
             "shard": f"{shard:0{digits}d}",
             "skip": skip,
             "pairs": after - first,
-            "files": len(numbers),
+            "files": len(names),
+            "selected": len(groups),
         }
-        tasks.append(Task("pack", shard, (*reads, *selected), params))
+        tasks.append(Task("pack", shard, tuple(reads), params))
     return tasks
+
+
+def _tars(run: Run) -> dict[str, list[str]]:
+    """The staged tars that hold the pictures of each `fetched-*.parquet`, as references."""
+    found = {}
+    for manifest in run.manifests("download"):
+        names = [f"download:{output.name}" for output in manifest.outputs]
+        tars = [name for name in names if name.endswith(".tar")]
+        found.update({name: tars for name in names if "fetched-" in name})
+    return found
+
+
+def _span(names: list[str]) -> tuple[bytes, bytes]:
+    """First and last uid of neighbouring files `PART-of-PARTS.parquet`."""
+    ends = []
+    for name in (names[0], names[-1]):
+        part, parts = name.removesuffix(".parquet").split("-of-")
+        ends.append(uid_range.bounds(int(part), int(parts)))
+    return ends[0][0], ends[1][1]
 
 
 def gather(run: Run) -> list[Task]:
@@ -110,15 +127,19 @@ def work(attempt: Attempt) -> Stats:
     params = attempt.task.params
     paths = attempt.inputs()
     files = params["files"]
-    screened, fetched, staged = (paths[i * files : (i + 1) * files] for i in range(3))
+    screened, fetched, rest = paths[:files], paths[files : 2 * files], paths[2 * files :]
+    selected, staged = rest[: params["selected"]], rest[params["selected"] :]
+    columns = ["uid", "selected_by"]
     kept = pa.concat_tables(
-        [pq.read_table(path, filters=[("keep", "=", True)], columns=["uid"]) for path in screened]
-    )
-    uids: list[Any] = kept.slice(params["skip"], params["pairs"])["uid"].to_pylist()
+        [pq.read_table(path, filters=[("keep", "=", True)], columns=columns) for path in screened]
+    ).slice(params["skip"], params["pairs"])
+    uids: list[Any] = kept["uid"].to_pylist()
     assert len(uids) == params["pairs"], f"{len(uids)} of {params['pairs']} survivors"
     check = attempt.stop.check
     pictures = _rows(uids, fetched, _FETCHED, check)
-    pairs = _rows(uids, paths[3 * files :], _SELECTED, check)
+    pairs = _rows(uids, selected, _SELECTED, check)
+    for row in kept.to_pylist():
+        pairs[row["uid"]]["selected_by"] = row["selected_by"]
 
     name = f"{params['shard']}.tar"
     (attempt.folder / "shards").mkdir()
@@ -143,17 +164,16 @@ def _rows(
     uids: list[bytes], paths: list[Path], columns: tuple[str, ...], check: Any
 ) -> dict[bytes, dict[str, Any]]:
     """The rows of `uids`, which ascend. Raises `Damaged` if one is not there."""
-    wanted = set(uids)
-    table = uid_range.read(paths, uids[0], uids[-1], columns, check)
-    mask = pa.array([uid in wanted for uid in table["uid"].to_pylist()], pa.bool_())
-    found = {row["uid"]: row for row in table.filter(mask).to_pylist()}
-    if missing := wanted - found.keys():
+    among = pa.array(uids, records.UID)
+    table = uid_range.read(paths, uids[0], uids[-1], columns, check, among)
+    found = {row["uid"]: row for row in table.to_pylist()}
+    if missing := set(uids) - found.keys():
         raise Damaged(f"{paths[0]}, …: {len(missing)} pairs are missing, as {min(missing).hex()}")
     return found
 
 
 class _Pictures:
-    """Staged pictures by (tar, uid), read by their offsets."""
+    """Staged pictures by (tar, hash of the address), read by their offsets."""
 
     def __init__(self, tars: list[Path]) -> None:
         self._streams = {}
@@ -176,7 +196,7 @@ class _Pictures:
 
     def read(self, tar: str, uid: bytes) -> bytes:
         """The picture's bytes. Raises `Damaged` if they are not there, or not a JPEG."""
-        offset, size = self._places.get((tar, uid), (0, 0))
+        offset, size = self._places.get((tar, uid[:8]), (0, 0))
         self._streams[tar].seek(offset)
         data = self._streams[tar].read(size)
         if len(data) != size or not data.startswith(b"\xff\xd8"):
@@ -188,7 +208,7 @@ def _write_sample(
     tar: Any, uid: bytes, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
 ) -> dict[str, Any]:
     """Append a sample's three members; its row of the index, but for the shard's name."""
-    text = pair["text"].encode()
+    text = picture["text"].encode()
     offset = tar.tell()
     image_offset = _write_member(tar, f"{uid.hex()}.jpg", image)
     text_offset = _write_member(tar, f"{uid.hex()}.txt", text)
@@ -268,4 +288,6 @@ def _outputs(run: Run) -> Iterator[Any]:
         yield from manifest.outputs
 
 
-STAGE = Stage("pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs")
+STAGE = Stage(
+    "pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs", version=2
+)

@@ -1,7 +1,9 @@
 """The parquet schemas that stages exchange, in one place.
 
-Identifiers: `uid` is xxh3-128 of url, a zero byte and the normalised text; `url_hash` is xxh3-64 of
-the url; `query_id` is a row number of `queries.parquet`.
+Identifiers: `uid` is 16 bytes, xxh3-64 of the url, then xxh3-64 of url, a zero byte and the
+normalised text, both big-endian; `query_id` is a row number of `queries.parquet`. In the order of
+uids, which is a random order of addresses, the captions of an address lie side by side: a range of
+uids is a range of addresses too, and from `match` on every stage cuts its work into such ranges.
 """
 
 from __future__ import annotations
@@ -38,13 +40,30 @@ CANDIDATES = pa.schema(
 MATCHED = pa.schema(
     [
         ("uid", UID),
-        ("url_hash", pa.uint64()),
         *CANDIDATES,
         ("query_ids", pa.list_(pa.uint32())),  # sorted, unique
     ]
 )
 
-PAIRS = pa.schema([*MATCHED, ("occurrences", pa.uint32())])
+TEXTS = pa.schema([("uid", UID), *CANDIDATES])
+"""What is read again only for pairs that are downloaded; one row a pair of a snapshot."""
+
+FOUND = pa.schema(
+    [
+        ("uid", UID),
+        ("domain", pa.dictionary(pa.int32(), pa.string())),  # registered, of the address
+        ("query_ids", pa.list_(pa.uint32())),
+        ("occurrences", pa.uint32()),  # in this snapshot
+    ]
+)
+"""The same pairs without their texts: all that deciding about them takes."""
+
+PAIRS = pa.schema(
+    [
+        *FOUND,  # occurrences: in all snapshots
+        ("snapshot", pa.string()),  # the earliest with this pair: whose TEXTS row stands for it
+    ]
+)
 
 SELECTED = pa.schema(
     [
@@ -57,6 +76,7 @@ SELECTED = pa.schema(
 FETCHED = pa.schema(
     [
         ("uid", UID),
+        *CANDIDATES,
         ("status", pa.string()),  # "ok", or the reason why there is no picture
         ("error", pa.string()),
         ("http_status", pa.uint16()),  # 0: no answer
@@ -66,7 +86,7 @@ FETCHED = pa.schema(
         ("height", pa.uint16()),
         ("original_width", pa.uint16()),
         ("original_height", pa.uint16()),
-        ("staged", pa.string()),  # tar below RUN/download/out that holds the picture
+        ("staged", pa.string()),  # tar below RUN/download/out that holds it, by the address's hash
     ]
 )
 
@@ -75,7 +95,7 @@ SCREENED = pa.schema(
         ("uid", UID),
         ("keep", pa.bool_()),
         ("reason", pa.string()),  # "" for those kept
-        ("staged", pa.string()),
+        ("selected_by", pa.list_(pa.uint32())),  # the queries that keep it, after `balance.spare`
     ]
 )
 

@@ -1,14 +1,15 @@
-"""Which pictures are kept: one pair for each picture, none for a site's placeholder.
+"""Which pictures are kept: one pair for each picture, none for a site's placeholder, `cap` a query.
 
 Two addresses often serve the same file. Identity is the SHA-256 of the bytes that the server sent,
-and the pair with the smallest uid keeps the picture, so the choice depends neither on the order of
-the downloads nor on how they were cut into tasks. Several captions of one picture are thus reduced
-to one; `dedup` and `balance` have counted them all by then.
+and the pairs with the smallest uids keep the picture, so the choice depends neither on the order of
+the downloads nor on how they were cut into tasks. Where `balance.spare` selected more than the cap,
+each query then keeps the first of what is left to it, by the same priorities, up to the cap.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from dataset_build import records
+from dataset_build import dedup, domains, records, selection, uid_range
+from dataset_build.balance import BalanceSettings
+from dataset_build.hashing import U64, halves
+from dataset_build.recap import Survivors, recap
+from dataset_build.thresholds import Thresholds, priority
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -27,14 +32,14 @@ from pipeline.stage import Attempt, Run, Stage, Task
 _ROWS_AT_ONCE = 32_000_000  # of 24 bytes, three times over while they are sorted: 2.3 GB
 
 Ranks = npt.NDArray[np.int64]
-Halves = npt.NDArray[np.uint64]
+Verdicts = npt.NDArray[np.uint8]
 
 
 class ScreenSettings(Settings):
     """Which pictures are kept."""
 
-    drop_duplicate_pictures: bool = True
-    """Keep one pair of those whose pictures are the same file."""
+    pairs_per_picture: int | None = Field(1, ge=1)
+    """Pairs that may have the same file as their picture; null for any number."""
     drop_placeholders: bool = True
     """Drop a picture that too many pairs share: it says "not available", whatever the text says."""
     placeholder_pairs: int = Field(100, gt=1)
@@ -43,54 +48,114 @@ class ScreenSettings(Settings):
 
 def plan(run: Run) -> list[Task]:
     """One task: what is a duplicate shows only over all pictures."""
-    return [Task("screen", 0, tuple(run.find("download:fetched-*.parquet")))]
+    fetched = run.find("download:fetched-*.parquet")
+    reads = (_COUNTS, *fetched, *run.find("balance:selected-*.parquet"))
+    return [Task("screen", 0, reads, {"files": len(fetched)})]
 
 
 def work(attempt: Attempt) -> Stats:
     """Decide for every fetched pair; one `screened-*.parquet` per `fetched-*.parquet`."""
-    paths = attempt.inputs()
     settings: ScreenSettings = attempt.settings
-    verdicts = _verdicts(paths, settings, attempt)
+    balance: BalanceSettings = attempt.run.settings("balance")
+    counts_path, *paths = attempt.inputs()
+    files = attempt.task.params["files"]
+    fetched, selected = paths[:files], paths[files:]
+    queries = np.load(counts_path, mmap_mode="r").size
+    verdicts = _verdicts(fetched, settings, attempt)
+    downloaded, survived = np.zeros(queries, np.uint64), np.zeros(queries, np.uint64)
+    for part in _parts(attempt, fetched, selected, verdicts):
+        row, query = selection.matches(part.selected_by)
+        downloaded += selection.count(query[part.verdict[row] != _NO_PICTURE], queries)
+        survived += selection.count(query[part.verdict[row] == _KEEP], queries)
+    np.save(attempt.folder / "downloaded.npy", downloaded)
+    thresholds = None
+    if balance.spare and balance.mode != "metaclip":
+
+        def survivors() -> Iterator[Survivors]:
+            for part in _parts(attempt, fetched, selected, verdicts):
+                yield part.survivors(balance)
+
+        thresholds = recap(survivors, survived, balance.final, balance.seed)
+    return _write(attempt, _parts(attempt, fetched, selected, verdicts), thresholds)
+
+
+class _Part:
+    """The pairs of one `fetched-*.parquet`, with the verdicts so far and who selected them."""
+
+    def __init__(self, path: Path, table: pa.Table, verdict: Verdicts, selected: pa.Table) -> None:
+        assert table["uid"].equals(selected["uid"]), f"{path}: not the selected pairs"
+        self.path, self.uid, self.url, self.verdict = path, table["uid"], table["url"], verdict
+        self.selected_by = selected["selected_by"].combine_chunks()
+
+    def survivors(self, balance: BalanceSettings) -> Survivors:
+        """The selections of the pairs that are kept."""
+        row, query = selection.matches(self.selected_by)
+        at = np.flatnonzero(self.verdict[row] == _KEEP)
+        row, query = row[at], query[at]
+        high, low = halves(self.uid)
+        domain = None
+        if balance.final.per_domain is not None:
+            domain = domains.hashed(domains.of_urls(self.url))[row]
+        return Survivors(row, query, high[row], low[row], domain)
+
+
+def _parts(
+    attempt: Attempt, fetched: list[Path], selected: list[Path], verdicts: Verdicts
+) -> Iterator[_Part]:
+    """All files in the order of uids; each pair is one row of `verdicts`."""
+    start = 0
+    for number, path in enumerate(fetched):
+        attempt.stop.check()
+        table = pq.read_table(path, columns=["uid", "url"])
+        own = pa.table({"uid": pa.array([], records.UID), "selected_by": pa.array([], _LISTS)})
+        if len(table):
+            first, last = table["uid"][0].as_py(), table["uid"][-1].as_py()
+            near = [selected[group] for group in dedup.within(attempt.run, first, last)]
+            own = uid_range.read(near, first, last, ["uid", "selected_by"], attempt.stop.check)
+        yield _Part(path, table, verdicts[start : start + len(table)], own)
+        start += len(table)
+        attempt.progress(number + 1, len(fetched), "files")
+
+
+def _write(attempt: Attempt, parts: Iterator[_Part], thresholds: Thresholds | None) -> Stats:
+    """The verdicts, file by file, the cap applied to what is left."""
+    balance: BalanceSettings = attempt.run.settings("balance")
     stats = Stats()
     kept_by_file = []
-    last = b""
-    start = 0
-    for path in paths:
-        attempt.stop.check()
-        table = pq.read_table(path, columns=["uid", "status", "staged"])
-        uids: list[Any] = table["uid"].to_pylist()
-        assert all(a < b for a, b in zip([last, *uids], uids, strict=False)), f"{path}: unsorted"
-        last = uids[-1] if uids else last
-        verdict = verdicts[start : start + len(table)]
-        start += len(table)
-        reasons = np.array(_REASONS, dtype=object)[verdict]
+    for part in parts:
+        verdict, selected_by = part.verdict.copy(), part.selected_by
+        if thresholds is not None:
+            left = part.survivors(balance)
+            h = priority(balance.seed)(left.high, left.low, left.query)
+            within = thresholds.admit(left.high, left.low, left.query, h, left.domain)
+            selected_by = selection.lists(left.row[within], left.query[within], len(verdict))
+            chosen = pc.list_value_length(selected_by).to_numpy(zero_copy_only=False) > 0
+            verdict[(verdict == _KEEP) & ~chosen] = _OVER_CAP
         kept = verdict == _KEEP
-        screened = pa.table(
-            [table["uid"], pa.array(kept), pa.array(reasons, pa.string()), table["staged"]],
-            schema=records.SCREENED,
-        )
+        reasons = pa.array(np.array(_REASONS, dtype=object)[verdict], pa.string())
+        columns = [part.uid.combine_chunks(), pa.array(kept), reasons, selected_by]
+        screened = pa.table(columns, schema=records.SCREENED)
         # Pairs without a picture ended in `download`; they have no row here.
         screened = screened.filter(pa.array(verdict != _NO_PICTURE))
-        name = path.name.replace("fetched-", "screened-")
+        name = part.path.name.replace("fetched-", "screened-")
         pq.write_table(screened, attempt.folder / name, compression="zstd", row_group_size=1 << 16)
         kept_by_file.append({"file": name, "kept": int(kept.sum())})
         stats.rows_in += len(screened)
         stats.rows_out += int(kept.sum())
-        for number in (_DUPLICATE, _PLACEHOLDER):
+        for number in (_DUPLICATE, _PLACEHOLDER, _OVER_CAP):
             if rows := int((verdict == number).sum()):
                 stats.drop(_REASONS[number], rows)
-        attempt.progress(len(kept_by_file), len(paths), "files")
     (attempt.folder / "survivors.json").write_text(json.dumps(kept_by_file, indent=1))
     return stats
 
 
-_REASONS = ("", "no_picture", "duplicate_picture", "placeholder")
-_KEEP, _NO_PICTURE, _DUPLICATE, _PLACEHOLDER = range(4)
+_COUNTS = "balance:counts.npy"
+_LISTS = pa.list_(pa.uint32())
+_REASONS = ("", "no_picture", "duplicate_picture", "placeholder", "over_cap")
+_KEEP, _NO_PICTURE, _DUPLICATE, _PLACEHOLDER, _OVER_CAP = range(5)
 
 
-def _verdicts(
-    paths: list[Path], settings: ScreenSettings, attempt: Attempt
-) -> npt.NDArray[np.uint8]:
+def _verdicts(paths: list[Path], settings: ScreenSettings, attempt: Attempt) -> Verdicts:
     """One verdict per row over all files, uint8 [rows]. Files, and rows in them, ascend by uid."""
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     verdicts = np.full(total, _NO_PICTURE, dtype=np.uint8)
@@ -105,10 +170,9 @@ def _verdicts(
         changes = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
         heads = np.flatnonzero(np.concatenate([[True], changes]))
         copies = np.diff(np.append(heads, len(ranks)))
-        if settings.drop_duplicate_pictures:
-            repeated = np.ones(len(ranks), dtype=bool)
-            repeated[heads] = False
-            verdicts[ranks[repeated]] = _DUPLICATE
+        if settings.pairs_per_picture is not None:
+            place = np.arange(len(ranks)) - np.repeat(heads, copies)
+            verdicts[ranks[place >= settings.pairs_per_picture]] = _DUPLICATE
         if settings.drop_placeholders:
             many = np.repeat(copies > settings.placeholder_pairs, copies)
             verdicts[ranks[many]] = _PLACEHOLDER
@@ -117,7 +181,7 @@ def _verdicts(
 
 def _digests(
     paths: list[Path], number: int, passes: int, attempt: Attempt
-) -> tuple[Halves, Halves, Ranks]:
+) -> tuple[U64, U64, Ranks]:
     """The first 128 bits of the digests that belong to this pass, in halves, and their rows.
 
     Among 10^10 pictures two different ones share 128 bits with a probability of 10^-19.
@@ -139,4 +203,6 @@ def _digests(
     return both[:, 0], both[:, 1], np.concatenate(ranks)
 
 
-STAGE = Stage("screen", ("download",), plan, work, unit="pairs")
+STAGE = Stage(
+    "screen", ("balance", "download"), plan, work, unit="pairs", also=("balance",), version=2
+)

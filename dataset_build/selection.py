@@ -26,16 +26,15 @@ def rarest(row: Rows, query: U32, counts: U64) -> tuple[Rows, U32]:
     return row[first], query[first]
 
 
-def probability(row: Rows, query: U32, counts: U64, cap: int, rows: int) -> npt.NDArray[np.float32]:
+def probability(row: Rows, chance: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float32]:
     """Over the seeds, the probability that any of a row's queries selects it.
 
-    1 - ∏ (1 - p), p = min(1, cap / count): priorities for different queries are independent.
+    1 - ∏ (1 - p): priorities for different queries are independent. `chance`: p of each match.
     """
     result = np.zeros(rows, np.float32)
     if row.size:
         start = np.flatnonzero(np.concatenate([[True], np.diff(row) != 0]))
-        missed = 1.0 - np.minimum(1.0, cap / counts[query])
-        result[row[start]] = 1.0 - np.multiply.reduceat(missed, start)
+        result[row[start]] = 1.0 - np.multiply.reduceat(1.0 - chance, start)
     return result
 
 

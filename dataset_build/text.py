@@ -3,6 +3,10 @@
 A query occurs in a caption iff `" " + normalise(query) + " "` is a substring of
 `" " + normalise(caption) + " "`. Both sides pass through one function, so "St. Louis" is found in
 "the st louis arch", and so is anything else that differs only in case, punctuation or spacing.
+
+MetaCLIP reads otherwise (Xu et al. 2023): there `" " + query + " "` must be a substring of
+`" " + metaclip_spaced(caption) + " "`. The query stays as it is written, so one that contains any
+of the marks that are spaced in captions is not found.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import Any
 
 import regex
 
@@ -26,6 +31,10 @@ class TextSettings(Settings):
 
     fold_case: bool = True
     """Whether "Apple" and "apple" are the same word. Off, a caption needs the query's capitals."""
+
+    def identity(self) -> dict[str, Any]:
+        """With the version of `normalise`'s rules."""
+        return {**super().identity(), "norm_id": NORM_ID}
 
 
 # Written without spaces between words, so that each character stands as a word of its own and a
@@ -100,6 +109,18 @@ class _Table(dict[int, str]):
 
 
 _FOLD = {False: _Table(False), True: _Table(True)}
+
+_SPACED = {**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")}
+_TO_SPACE = re.compile(f"[{''.join(_SPACED)}]")
+
+
+def metaclip_spaced(caption: str) -> str:
+    """A caption as MetaCLIP v1 compares it: some marks between spaces, lines and tabs as spaces.
+
+    All else stays: case, quotes, brackets, hyphens, and the double spaces that this makes.
+    """
+    return _TO_SPACE.sub(lambda found: _SPACED[found[0]], caption)
+
 
 _PRINTABLE = re.compile(r"[ -%'-~]*")  # ASCII but "&"
 # Bidirectional controls, invisible operators, the byte order mark, and controls but white space.

@@ -27,11 +27,13 @@ def read(
     last: bytes,
     columns: Sequence[str],
     check: Callable[[], None] = lambda: None,
+    among: pa.Array | None = None,
 ) -> pa.Table:
     """All rows with `first <= uid <= last`, sorted by uid, from files in any order.
 
     Row groups whose statistics lie outside the range are not read, so files sorted by uid cost
-    little. `columns` must name `uid`; `check` is called before each file.
+    little. `columns` must name `uid`; `check` is called before each file; of `among`, if given, are
+    the uids that are wanted.
     """
     names = list(columns)
     pieces: list[pa.Table] = []
@@ -47,7 +49,10 @@ def read(
                 uid = table["uid"].cast(_ANY)
                 above = pc.greater_equal(uid, pa.scalar(first, _ANY))
                 below = pc.less_equal(uid, pa.scalar(last, _ANY))
-                pieces.append(table.filter(pc.and_(above, below)))
+                wanted = pc.and_(above, below)
+                if among is not None:
+                    wanted = pc.and_(wanted, pc.is_in(uid, value_set=among.cast(_ANY)))
+                pieces.append(table.filter(wanted))
     assert schema is not None, "no files"
     table = pa.concat_tables(pieces) if pieces else schema.empty_table()
     return table.take(pc.sort_indices(table["uid"].cast(_ANY)))

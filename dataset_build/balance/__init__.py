@@ -2,53 +2,39 @@
 
 Every query selects its `cap` pairs of smallest priority h = hash(uid, query, seed), or all that it
 has; the dataset is the union. Six phases: count per file, add up, sketch per file, thresholds,
-select per file, check. No result depends on the files' number or order.
+select per file, check. No result depends on the files' number or order, and none reads a text.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Literal
+import math
+from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dataset_build import records, selection
-from dataset_build.hashing import U64, halves
+from dataset_build import domains, selection
+from dataset_build.hashing import halves
 from dataset_build.thresholds import (
-    ENTRY,
-    NO_LIMIT,
-    U32,
     Bool,
     Entries,
     Hash,
+    Limit,
     Thresholds,
-    by_ranges,
     entries,
     likely_bound,
     merge,
     missing,
     priority,
     smallest,
-    wanted,
 )
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
-Mode = Literal["quota", "attributed"]
-
-_BATCH_ROWS = 65_536
-_RANGE_ENTRIES = 8_000_000  # of 28 bytes; with what sorting needs half a gigabyte
-_QUERIES = "queries:queries.parquet"
-_PAIRS = "dedup:pairs-*.parquet"
-_COUNTS = "balance:counts.npy"
-_CHARGED = "balance:charged.npy"
+Mode = Literal["quota", "attributed", "metaclip"]
 
 
 class BalanceSettings(Settings):
@@ -62,7 +48,50 @@ class BalanceSettings(Settings):
     """`quota`: every query that occurs in a pair may select it. A pair is in the dataset if any
     query selects it, so frequent queries occur in more pairs than the cap (those that rarer queries
     selected), as in CLIP. `attributed`: a pair is charged to the rarest of its queries, and only
-    that one may select it."""
+    that one may select it. `metaclip`: each query draws each of its pairs with probability
+    cap / count, as MetaCLIP does, so that the cap holds on average and for no query exactly; for
+    comparison."""
+    spare: float = Field(default=0.0, ge=0, le=10)
+    """Share by which more than `cap` is selected, for the downloads that will fail; `screen` brings
+    every query back to `cap`. 0.8 suits crawls of which 60 % still answers."""
+    max_cap: int | None = Field(default=None, ge=1)
+    """Largest cap, `spare` included, to which a run may be changed without scanning its pairs
+    again; by default the cap is changed by another scan. Sketches then hold every query's pairs up
+    to this number, 28 bytes each."""
+    domain_share: float | None = Field(default=None, gt=0, le=1)
+    """Largest share of the cap that a query may take from one registered domain, at least one pair;
+    unlimited by default. Against a site that floods a query with one kind of picture."""
+
+    @property
+    def limit(self) -> Limit:
+        """What one query may select here, spare included."""
+        return self._limit(self.cap + math.ceil(self.cap * Fraction(str(self.spare))))
+
+    @property
+    def final(self) -> Limit:
+        """What `screen` leaves of it."""
+        return self._limit(self.cap)
+
+    def _limit(self, pairs: int) -> Limit:
+        if self.domain_share is None:
+            return Limit(pairs)
+        return Limit(pairs, max(1, math.floor(pairs * Fraction(str(self.domain_share)))))
+
+    @property
+    def depth(self) -> Limit:
+        """The limit that sketches are made for: any smaller one can be read off them."""
+        return self.limit if self.max_cap is None else Limit(self.max_cap)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BalanceSettings:
+        if self.max_cap is not None:
+            if self.max_cap < (pairs := self.limit.pairs):
+                raise ValueError(f"max_cap {self.max_cap} is below cap with spare, {pairs}")
+            if self.domain_share is not None:
+                raise ValueError("max_cap does not go with domain_share: its limit follows the cap")
+        if self.mode == "metaclip" and (self.domain_share, self.max_cap) != (None, None):
+            raise ValueError("mode metaclip draws: domain_share and max_cap do not apply to it")
+        return self
 
 
 def choose(
@@ -71,11 +100,14 @@ def choose(
     queries: int,
     settings: BalanceSettings,
     hash_of: Hash | None = None,
+    domain: pa.DictionaryArray | None = None,
 ) -> pa.Array:
     """`selected_by` of pairs that fit into memory: `list<uint32>`, empty where none selects.
 
-    `query_ids`: `list<uint32>` below `queries`. The same as the stage gives for these pairs.
+    `query_ids`: `list<uint32>` below `queries`; `domain` is needed with `domain_share`. The same as
+    the stage gives for these pairs.
     """
+    limit = settings.limit
     high, low = halves(uids)
     row, query = selection.matches(query_ids)
     counts = selection.count(query, queries)
@@ -84,252 +116,94 @@ def choose(
         counts = selection.count(query, queries)
     high, low = high[row], low[row]
     h = (hash_of or priority(settings.seed))(high, low, query)
+    place = None
+    if limit.per_domain is not None:
+        assert domain is not None, "domain_share needs the pairs' domains"
+        place = domains.hashed(domain)[row]
 
     def sketch_of(within: Bool) -> Entries:
         at = np.flatnonzero(within)
-        return smallest(entries(high[at], low[at], query[at], h[at]), settings.cap)
+        of = None if place is None else place[at]
+        return smallest(entries(high[at], low[at], query[at], h[at], of), limit)
 
-    sketch = sketch_of(h <= likely_bound(counts, settings.cap)[query])
-    if (lacking := missing(sketch, counts, settings.cap)).size:
-        sketch = merge([sketch, sketch_of(np.isin(query, lacking))], settings.cap)
-    chosen = Thresholds.of(sketch, counts, settings.cap).admit(high, low, query, h)
+    if settings.mode == "metaclip":
+        thresholds = Thresholds.independent(counts, limit.pairs)
+    else:
+        sketch = sketch_of(h <= likely_bound(counts, limit)[query])
+        if (lacking := missing(sketch, counts, limit)).size:
+            sketch = merge([sketch, sketch_of(np.isin(query, lacking))], limit)
+        thresholds = Thresholds.join([Thresholds.of(sketch, counts, limit)])
+    chosen = thresholds.admit(high, low, query, h, place)
     return selection.lists(row[chosen], query[chosen], len(uids))
 
 
 # The phases' plans. A phase sees the plan of those before it, and its tasks count on from there.
 
+_PAIRS = "dedup:pairs-*.parquet"
+_QUERIES = "queries:queries.parquet"
+_COUNTS = "balance:counts.npy"
+_CHARGED = "balance:charged.npy"
+_THRESHOLDS = ("balance:tau.npy", "balance:last.npy", "balance:full.npy")
+_ALL = tuple(BalanceSettings.model_fields)
+
 
 def plan(run: Run) -> list[Task]:
     """Count: how many pairs each query occurs in, file by file."""
-    return _per_file(run, "count", [_QUERIES], 0)
+    return _per_file(run, "count", [_QUERIES], ignores=_ALL)
 
 
 def _plan_total(run: Run) -> list[Task]:
-    counted = run.find("balance:count-*.npy")
-    return [Task("balance", len(run.plan("balance")), tuple(counted), {"phase": "total"})]
+    return [_single(run, "total", run.find("balance:count-*.npy"), ignores=_ALL)]
 
 
 def _plan_sketch(run: Run) -> list[Task]:
-    return _per_file(run, "sketch", [_COUNTS], len(run.plan("balance")))
+    settings: BalanceSettings = run.settings("balance")
+    if settings.mode == "metaclip":
+        return []  # draws need no sketch
+    # With max_cap the sketches are the same for every smaller cap.
+    ignores = () if settings.max_cap is None else ("cap", "spare")
+    return _per_file(run, "sketch", [_COUNTS], ignores=ignores)
 
 
 def _plan_thresholds(run: Run) -> list[Task]:
-    # The pairs are there for the queries of which the sketches lack entries: hardly ever read.
-    reads = [_COUNTS, *run.find("balance:sketch-*.npy"), *run.find(_PAIRS)]
-    if run.settings("balance").mode == "attributed":
+    mode: Mode = run.settings("balance").mode
+    reads = [_COUNTS]
+    if mode != "metaclip":
+        # The pairs are for the queries of which the sketches lack entries: hardly ever read.
+        reads += [*run.find("balance:sketch-*.npy"), *run.find(_PAIRS)]
+    if mode == "attributed":
         reads += run.find("balance:charged-*.npy")
-    return [Task("balance", len(run.plan("balance")), tuple(reads), {"phase": "thresholds"})]
+    return [_single(run, "thresholds", reads)]
 
 
 def _plan_select(run: Run) -> list[Task]:
-    reads = [_CHARGED, "balance:tau.npy", "balance:last.npy", _COUNTS]
-    return _per_file(run, "select", reads, len(run.plan("balance")))
+    return _per_file(run, "select", [_COUNTS, _CHARGED, *_THRESHOLDS])
 
 
 def _plan_check(run: Run) -> list[Task]:
-    reads = (_COUNTS, _CHARGED, *run.find("balance:selected-*.parquet"))
-    return [Task("balance", len(run.plan("balance")), reads, {"phase": "check"})]
+    reads = [_COUNTS, _CHARGED, "balance:due.npy"]
+    for pattern in ("balance:selected-*.parquet", "balance:domains-*.parquet", "dedup:raw-*.npy"):
+        reads += run.find(pattern)
+    return [_single(run, "check", reads)]
 
 
-def _per_file(run: Run, phase: str, reads: list[str], first: int) -> list[Task]:
+def _single(run: Run, phase: str, reads: list[str], **options: Any) -> Task:
+    return Task("balance", len(run.plan("balance")), tuple(reads), {"phase": phase}, **options)
+
+
+def _per_file(run: Run, phase: str, reads: list[str], **options: Any) -> list[Task]:
+    first = 0 if phase == "count" else len(run.plan("balance"))
     return [
-        Task("balance", first + part, (pairs, *reads), {"phase": phase, "part": part})
+        Task("balance", first + part, (pairs, *reads), {"phase": phase, "part": part}, **options)
         for part, pairs in enumerate(run.find(_PAIRS))
     ]
 
 
 def work(attempt: Attempt) -> Stats:
     """Do one task of the phase that its parameters name."""
-    phases: dict[str, Callable[[Attempt], Stats]] = {
-        "count": _work_count,
-        "total": _work_total,
-        "sketch": _work_sketch,
-        "thresholds": _work_thresholds,
-        "select": _work_select,
-        "check": _work_check,
-    }
-    return phases[attempt.task.params["phase"]](attempt)
+    from dataset_build.balance import phases
 
-
-def _work_count(attempt: Attempt) -> Stats:
-    pairs, queries_path = attempt.inputs()
-    queries = pq.read_metadata(queries_path).num_rows
-    counts = np.zeros(queries, np.uint64)
-    for batch in _read(attempt, pairs, ["query_ids"]):
-        counts += selection.count(selection.matches(batch["query_ids"])[1], queries)
-    np.save(attempt.folder / f"count-{attempt.task.params['part']:05d}.npy", counts)
-    return Stats()
-
-
-def _work_total(attempt: Attempt) -> Stats:
-    np.save(attempt.folder / "counts.npy", _sum(attempt.inputs()))
-    return Stats()
-
-
-def _sum(paths: Iterable[Path]) -> U64:
-    first, *others = paths
-    total: U64 = np.load(first)
-    for path in others:
-        total += np.load(path)
-    return total
-
-
-def _work_sketch(attempt: Attempt) -> Stats:
-    settings: BalanceSettings = attempt.settings
-    pairs, counts_path = attempt.inputs()
-    part = attempt.task.params["part"]
-    counts: U64 = np.load(counts_path)
-    bound = likely_bound(counts, settings.cap)
-    if settings.mode == "attributed":
-        charged = np.zeros_like(counts)
-        for batch in _read(attempt, pairs, ["query_ids"]):
-            charged += selection.count(_matches(batch, settings.mode, counts)[1], counts.size)
-        np.save(attempt.folder / f"charged-{part:05d}.npy", charged)
-        # How many pairs are charged to a query in all files is not known yet: keep `cap` of each.
-        bound = np.full_like(bound, NO_LIMIT)
-    sketch = _sketch(attempt, pairs, counts, bound)
-    np.save(attempt.folder / f"sketch-{part:05d}.npy", sketch)
-    return Stats(counts=Counter(sketch_entries=sketch.size))
-
-
-def _sketch(
-    attempt: Attempt, pairs: Path, counts: U64, bound: U64, only: Bool | None = None
-) -> Entries:
-    """The sketch of a file's matches whose priority is within its query's bound.
-
-    `only`: a mask of the queries wanted. Memory: twice the sketch and `_RANGE_ENTRIES` more.
-    """
-    settings: BalanceSettings = attempt.settings
-    hash_of = priority(settings.seed)
-    sketch, found, pending = np.zeros(0, ENTRY), [], 0
-    for batch in _read(attempt, pairs, ["uid", "query_ids"]):
-        high, low = halves(batch["uid"])
-        row, query = _matches(batch, settings.mode, counts)
-        if only is not None:
-            row, query = row[only[query]], query[only[query]]
-        h = hash_of(high[row], low[row], query)
-        near = np.flatnonzero(h <= bound[query])
-        row, query, h = row[near], query[near], h[near]
-        found.append(entries(high[row], low[row], query, h))
-        pending += near.size
-        if pending > _RANGE_ENTRIES:
-            sketch, found, pending = merge([sketch, *found], settings.cap), [], 0
-    return merge([sketch, *found], settings.cap)
-
-
-def _work_thresholds(attempt: Attempt) -> Stats:
-    settings: BalanceSettings = attempt.settings
-    cap = settings.cap
-    paths = dict(zip(attempt.task.reads, attempt.inputs(), strict=True))
-    counts: U64 = np.load(paths[_COUNTS])
-    sketches = [np.load(p, mmap_mode="r") for n, p in paths.items() if "sketch-" in n]
-    pairs = [p for n, p in paths.items() if n.startswith("dedup:")]
-    charged = counts
-    if settings.mode == "attributed":
-        charged = _sum(p for n, p in paths.items() if "charged-" in n)
-    stats = Stats()
-    found = []
-    expected = np.minimum(charged, np.uint64(wanted(cap)))
-    for first, stop, parts in by_ranges(sketches, expected, _RANGE_ENTRIES):
-        attempt.stop.check()
-        attempt.progress(first, counts.size, "queries")
-        sketch = merge(parts, cap)
-        lacking = missing(sketch, charged[first:stop], cap, first)
-        if lacking.size:
-            stats.counts["rescanned_queries"] += lacking.size
-            only = np.zeros(counts.size, bool)
-            only[lacking] = True
-            unbounded = np.full_like(counts, NO_LIMIT)
-            for path in pairs:
-                sketch = merge([sketch, _sketch(attempt, path, counts, unbounded, only)], cap)
-        found.append(Thresholds.of(sketch, charged[first:stop], cap, first))
-    np.save(attempt.folder / "charged.npy", charged)
-    np.save(attempt.folder / "tau.npy", np.concatenate([t.tau for t in found]))
-    np.save(attempt.folder / "last.npy", np.concatenate([t.last for t in found]))
-    return stats
-
-
-def _work_select(attempt: Attempt) -> Stats:
-    settings: BalanceSettings = attempt.settings
-    pairs, *arrays = attempt.inputs()
-    charged, tau, last, counts = (np.load(path) for path in arrays)
-    thresholds = Thresholds(tau, last)
-    hash_of = priority(settings.seed)
-    stats = Stats()
-    path = attempt.folder / f"selected-{attempt.task.params['part']:05d}.parquet"
-    with pq.ParquetWriter(path, records.SELECTED, compression="zstd") as writer:
-        for batch in _read(attempt, pairs, records.PAIRS.names):
-            high, low = halves(batch["uid"])
-            row, query = _matches(batch, settings.mode, counts)
-            chosen = thresholds.admit(
-                high[row], low[row], query, hash_of(high[row], low[row], query)
-            )
-            selected_by = selection.lists(row[chosen], query[chosen], batch.num_rows)
-            probability = selection.probability(row, query, charged, settings.cap, batch.num_rows)
-            number = pc.list_value_length(selected_by).to_numpy()
-            kept = np.flatnonzero(number)
-            unmatched = batch.num_rows - np.unique(row).size
-            stats.rows_in += batch.num_rows
-            stats.rows_out += kept.size
-            stats.drop("unmatched", unmatched)
-            stats.drop("over_cap", batch.num_rows - unmatched - kept.size)
-            for queries, rows in zip(*np.unique(number[kept], return_counts=True), strict=True):
-                stats.observe("selected_by", queries, int(rows))
-            columns = [*batch.columns, selected_by, pa.array(probability)]
-            table = pa.Table.from_arrays(columns, schema=records.SELECTED)
-            writer.write_table(table.take(pa.array(kept)))
-    return stats
-
-
-def _work_check(attempt: Attempt) -> Stats:
-    """Prove that every query selected exactly min(count, cap) pairs; write what became of each."""
-    cap: int = attempt.settings.cap
-    counts_path, charged_path, *paths = attempt.inputs()
-    counts, charged = np.load(counts_path), np.load(charged_path)
-    selected, in_union = np.zeros_like(counts), np.zeros_like(counts)
-    for path in paths:
-        for batch in _read(attempt, path, ["query_ids", "selected_by"]):
-            in_union += selection.count(selection.matches(batch["query_ids"])[1], counts.size)
-            selected += selection.count(selection.matches(batch["selected_by"])[1], counts.size)
-    wrong = np.flatnonzero(selected != np.minimum(charged, np.uint64(cap)))
-    assert not wrong.size, (
-        f"{wrong.size} queries did not select min(count, cap) pairs, the first is {wrong[0]}: "
-        f"{selected[wrong[0]]} of {charged[wrong[0]]} with cap {cap}"
-    )
-    table = {
-        "query_id": pa.array(np.arange(counts.size, dtype=np.uint32)),
-        "count": pa.array(counts),
-        "charged": pa.array(charged),
-        "selected": pa.array(selected),
-        "in_union": pa.array(in_union),
-    }
-    pq.write_table(pa.table(table), attempt.folder / "coverage.parquet", compression="zstd")
-    numbers = {
-        "queries": counts.size,
-        "zero_hit_queries": np.count_nonzero(counts == 0),
-        "capped_queries": np.count_nonzero(charged > cap),
-        "over_cap_in_union": np.count_nonzero(in_union > cap),
-        "matches": counts.sum(),
-        "selections": selected.sum(),
-    }
-    return Stats(counts=Counter({name: int(number) for name, number in numbers.items()}))
-
-
-def _matches(batch: pa.RecordBatch, mode: Mode, counts: U64) -> tuple[selection.Rows, U32]:
-    """The matches of a batch by which a query may select a pair."""
-    row, query = selection.matches(batch["query_ids"])
-    return (row, query) if mode == "quota" else selection.rarest(row, query, counts)
-
-
-def _read(attempt: Attempt, path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of a parquet file; a stop is honoured between them."""
-    with pq.ParquetFile(path) as parquet:
-        done = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
-            attempt.stop.check()
-            yield batch
-            done += batch.num_rows
-            attempt.progress(done, parquet.metadata.num_rows)
+    return phases.PHASES[attempt.task.params["phase"]](attempt)
 
 
 STAGE = Stage(
@@ -339,4 +213,5 @@ STAGE = Stage(
     work=work,
     then=(_plan_total, _plan_sketch, _plan_thresholds, _plan_select, _plan_check),
     unit="pairs",
+    version=2,
 )

@@ -1,6 +1,8 @@
 """Pictures of the selected pairs: fetched within bounds, resized by img2dataset, staged in tars.
 
 A task owns a range of uids, so what it stages is contiguous in the order in which `pack` reads it.
+What was fetched once is not fetched again: after another cap, or with another snapshot, a task
+takes over what earlier ones of the run fetched with the same settings, and asks for the rest.
 The work is in `shard.py`; this module is what every command imports, so it stays light.
 """
 
@@ -10,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from dataset_build import dedup, uid_range
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -106,20 +109,28 @@ REASONS: dict[str, str] = {
 
 def plan(run: Run) -> list[Task]:
     """Cut the selected pairs into equal ranges of uids; a uid is a hash, so ranges are equal."""
-    reads = tuple(run.find("balance:selected-*.parquet"))
-    names = {reference.partition(":")[2] for reference in reads}
+    selected = run.find("balance:selected-*.parquet")
+    names = {reference.partition(":")[2] for reference in selected}
     outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
     rows = sum(output.rows or 0 for output in outputs if output.name in names)
     settings: DownloadSettings = run.settings("download")
-    tasks = max(1, -(-rows // settings.pairs_per_task))
-    return [Task("download", part, reads, {"part": part, "parts": tasks}) for part in range(tasks)]
+    parts = max(1, -(-rows // settings.pairs_per_task))
+    tasks = []
+    for part in range(parts):
+        groups = dedup.within(run, *uid_range.bounds(part, parts))
+        reads = [selected[group] for group in groups]
+        for group in groups:
+            reads += run.find(f"dedup:texts-*-{group:05d}.parquet")
+        params = {"part": part, "parts": parts, "groups": len(groups)}
+        tasks.append(Task("download", part, tuple(reads), params))
+    return tasks
 
 
 def work(attempt: Attempt) -> Stats:
-    """Fetch, resize and stage one range of uids."""
+    """Fetch, resize and stage what of one range of uids no earlier download has."""
     from dataset_build.download.shard import fetch_shard
 
     return fetch_shard(attempt)
 
 
-STAGE = Stage("download", ("balance",), plan, work, unit="pairs")
+STAGE = Stage("download", ("dedup", "balance"), plan, work, unit="pairs", version=2)

@@ -1,7 +1,8 @@
 """One download task: a range of uids becomes `staged-*.tar` and one outcome per pair.
 
-An address that several pairs of the task share is fetched once. What img2dataset says it wrote is
-not believed: the tar is read back and compared with what was handed to it, picture by picture.
+An address that several pairs share is fetched once, and its picture staged once. What img2dataset
+says it wrote is not believed: the tar is read back and compared with what was handed to it, picture
+by picture.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from dataset_build import records, uid_range
-from dataset_build.download import REASONS, DownloadSettings, probe
+from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
+from dataset_build.download.earlier import Earlier, metadata
 from dataset_build.download.transport import Transport
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
@@ -50,49 +53,101 @@ def fetch_shard(attempt: Attempt) -> Stats:
     settings: DownloadSettings = attempt.settings
     part, parts = attempt.task.params["part"], attempt.task.params["parts"]
     first, last = uid_range.bounds(part, parts)
-    columns = ("uid", "url", "text")
-    rows = uid_range.read(attempt.inputs(), first, last, columns, attempt.stop.check)
-    pairs = rows.to_pylist()
-    addresses: dict[str, list[int]] = defaultdict(list)
-    for index, pair in enumerate(pairs):
-        addresses[pair["url"]].append(index)
-
-    tar = attempt.folder / f"staged-{part:05d}.tar"
-    fetched: dict[int, Fetched] = {}
-    if pairs:
-        ledger = _stage(attempt, settings, pairs, addresses, fetched, tar)
-        attempt.stop.check()
-        _verify(tar, ledger)
-    else:
-        ledger = None
-        tarfile.open(tar, "w").close()
+    marks = metadata(settings, STAGE.version)
+    earlier = Earlier(attempt, first, last, marks)
+    pairs = _pairs(attempt, earlier, first, last)
+    addresses: dict[bytes, dict[str, Any]] = {}
+    for pair in pairs:
+        if pair["uid"][:8] not in earlier.by_address:
+            addresses.setdefault(pair["uid"][:8], pair)
     stats = Stats(rows_in=len(pairs))
-    outcomes: list[dict[str, Any]] = [{}] * len(pairs)
-    for row, indices in enumerate(addresses.values()):
-        assert ledger is not None
+    outcomes = _fetch_all(attempt, settings, addresses, stats)
+
+    fetched = []
+    for pair in pairs:
+        address = pair["uid"][:8]
+        known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
+        stats.counts["pairs_known"] += known is not None
+        outcome = known or outcomes[address]
+        if pair["url"] != (known or addresses[address])["url"]:  # 1 pair in 10⁹, among 10¹⁰
+            outcome = {**_NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
+        record = {name: pair[name] for name in records.TEXTS.names}
+        fetched.append({**outcome, **record})
+        if outcome["status"] == "ok":
+            stats.rows_out += 1
+        else:
+            stats.drop(outcome["status"])
+    wanted = {pair["uid"] for pair in pairs}
+    unused = [row for uid, row in sorted(earlier.by_uid.items()) if uid not in wanted]
+    for row in (*fetched, *unused):
+        if row["staged"] in earlier.tars:
+            earlier.keep(row["staged"])
+    digits = max(5, len(str(parts)))
+    name = f"{part:0{digits}d}-of-{parts:0{digits}d}.parquet"
+    for kind, rows in (("fetched", fetched), ("unused", unused)):
+        if rows or kind == "fetched":
+            table = pa.Table.from_pylist(rows, schema=records.FETCHED.with_metadata(marks))
+            path = attempt.folder / f"{kind}-{name}"
+            pq.write_table(table, path, compression="zstd", row_group_size=1 << 16)
+    return stats
+
+
+def _pairs(attempt: Attempt, earlier: Earlier, first: bytes, last: bytes) -> list[dict[str, Any]]:
+    """The selected pairs with their texts, sorted by uid.
+
+    A text is read from `dedup` only if no earlier download of the same row has it.
+    """
+    groups, check = attempt.task.params["groups"], attempt.stop.check
+    paths = dict(zip(attempt.task.reads, attempt.inputs(), strict=True))
+    selected = list(paths.values())[:groups]
+    rows = uid_range.read(selected, first, last, ("uid", "snapshot"), check).to_pylist()
+    new: dict[str, list[bytes]] = defaultdict(list)
+    for row in rows:
+        known = earlier.by_uid.get(row["uid"])
+        if known is None or known["snapshot"] != row["snapshot"]:
+            new[row["snapshot"]].append(row["uid"])
+    texts: dict[bytes, dict[str, Any]] = {}
+    for snapshot, uids in new.items():
+        texts_of = f"dedup:texts-{snapshot}"  # not of A-1, where A is meant
+        holders = [path for name, path in paths.items() if name.rpartition("-")[0] == texts_of]
+        among = pa.array(uids, records.UID)
+        table = uid_range.read(holders, uids[0], uids[-1], records.TEXTS.names, check, among)
+        texts.update({row["uid"]: row for row in table.to_pylist()})
+    return [texts.get(row["uid"]) or earlier.by_uid[row["uid"]] for row in rows]
+
+
+def _fetch_all(
+    attempt: Attempt,
+    settings: DownloadSettings,
+    addresses: dict[bytes, dict[str, Any]],
+    stats: Stats,
+) -> dict[bytes, dict[str, Any]]:
+    """Fetch addresses into one tar; what became of each."""
+    if not addresses:
+        return {}
+    # Another list of addresses is another tar, so earlier ones can stand beside it.
+    key = xxhash.xxh3_64_hexdigest(b"".join(sorted(addresses)))
+    tar = attempt.folder / f"staged-{attempt.task.params['part']:05d}-{key}.tar"
+    fetched: dict[int, Fetched] = {}
+    ledger = _stage(attempt, settings, addresses, fetched, tar)
+    attempt.stop.check()
+    _verify(tar, ledger)
+    outcomes = {}
+    for row, address in enumerate(addresses):
         outcome, failure = fetched[row], ledger.failed.get(row)
         picture = ledger.stored.get(row)
         _count(stats, outcome, picture)
         reason, detail = outcome.reason, outcome.detail
         if picture is None and reason == "ok":
             reason, detail = _decoder_reason(failure), failure or ""
-        for index in indices:
-            outcomes[index] = _record(pairs[index]["uid"], reason, detail, outcome, picture, tar)
-        if picture is None:
-            stats.drop(reason, len(indices))
-        else:
-            stats.rows_out += len(indices)
-    table = pa.Table.from_pylist(outcomes, schema=records.FETCHED)
-    target = attempt.folder / f"fetched-{part:05d}.parquet"
-    pq.write_table(table, target, compression="zstd", row_group_size=1 << 16)
-    return stats
+        outcomes[address] = _outcome(reason, detail, outcome, picture, tar)
+    return outcomes
 
 
 def _stage(
     attempt: Attempt,
     settings: DownloadSettings,
-    pairs: list[dict[str, Any]],
-    addresses: dict[str, list[int]],
+    addresses: dict[bytes, dict[str, Any]],
     fetched: dict[int, Fetched],
     tar: Path,
 ) -> Ledger:
@@ -105,13 +160,13 @@ def _stage(
         warnings.simplefilter("ignore")  # deprecations among its dependencies are not ours to mend
         from dataset_build.download import staging
 
-    groups = [
-        [staging.Pair(pairs[index]["uid"].hex(), pairs[index]["text"]) for index in indices]
-        for indices in addresses.values()
-    ]
-    total = len(groups)
-    ledger = staging.Ledger(groups, written=lambda done: attempt.progress(done, total, "addresses"))
-    table = pa.table({"row": pa.array(range(total), pa.int64()), "url": list(addresses)})
+    pictures = [staging.Sample(key.hex(), pair["text"]) for key, pair in addresses.items()]
+    total = len(pictures)
+    ledger = staging.Ledger(
+        pictures, written=lambda done: attempt.progress(done, total, "addresses")
+    )
+    urls = [pair["url"] for pair in addresses.values()]
+    table = pa.table({"row": pa.array(range(total), pa.int64()), "url": urls})
     source = attempt.folder / "addresses.feather"
     with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -220,45 +275,60 @@ def _decoder_reason(failure: str | None) -> str:
 
 def _verify(tar: Path, ledger: Ledger) -> None:
     """Read the tar back; raises `Damaged` unless it holds exactly what the ledger says."""
-    claimed = {
-        pair.uid: picture.digest
-        for row, picture in ledger.stored.items()
-        for pair in ledger.pairs[row]
-    }
-    if (rows := len(ledger.stored) + len(ledger.failed)) != len(ledger.pairs):
-        raise Damaged(f"{tar}: {rows} of {len(ledger.pairs)} addresses have an outcome")
+    claimed = {ledger.samples[row].key: p.digest for row, p in ledger.stored.items()}
+    if (rows := len(ledger.stored) + len(ledger.failed)) != len(ledger.samples):
+        raise Damaged(f"{tar}: {rows} of {len(ledger.samples)} addresses have an outcome")
     found = 0
     with tarfile.open(tar, "r:") as stream:
         for member in stream:
-            uid, _, extension = member.name.partition(".")
+            key, _, extension = member.name.partition(".")
             if extension != "jpg":
                 continue
             content = stream.extractfile(member)
             data = content.read() if content else b""
-            if claimed.get(uid) != hashlib.sha256(data).digest():
+            if claimed.get(key) != hashlib.sha256(data).digest():
                 raise Damaged(f"{tar}: {member.name} is not what was written")
             found += 1
     if found != len(claimed):
         raise Damaged(f"{tar}: {found} pictures read, {len(claimed)} written")
 
 
-def _record(
-    uid: bytes, reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path
+def _outcome(
+    reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path
 ) -> dict[str, Any]:
+    """A row of `records.FETCHED` but for the pair's own columns."""
     assert reason == "ok" or reason in REASONS, reason
-    return {
-        "uid": uid,
+    result = {
+        **_NO_OUTCOME,
         "status": "ok" if picture else reason,
         "error": detail,
         "http_status": outcome.status,
         "final_url": outcome.final_url,
         "sha256": outcome.sha256,
-        "width": picture.width if picture else 0,
-        "height": picture.height if picture else 0,
-        "original_width": picture.original_width if picture else 0,
-        "original_height": picture.original_height if picture else 0,
-        "staged": tar.name if picture else "",
     }
+    if picture:
+        result |= {
+            "width": picture.width,
+            "height": picture.height,
+            "original_width": picture.original_width,
+            "original_height": picture.original_height,
+            "staged": tar.name,
+        }
+    return result
+
+
+_NO_OUTCOME: dict[str, Any] = {
+    "status": "",
+    "error": "",
+    "http_status": 0,
+    "final_url": "",
+    "sha256": bytes(32),
+    "width": 0,
+    "height": 0,
+    "original_width": 0,
+    "original_height": 0,
+    "staged": "",
+}
 
 
 def _count(stats: Stats, outcome: Fetched, picture: Picture | None) -> None:

@@ -23,10 +23,10 @@ Fetch = Callable[[tuple[int, str]], tuple[int, io.BytesIO | None, str | None]]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A pair as it is staged: the uid in hexadecimal, and its text."""
+class Sample:
+    """What is staged of an address: the hash of it in hexadecimal, and one of its texts."""
 
-    uid: str
+    key: str
     text: str
 
 
@@ -45,7 +45,7 @@ class Picture:
 class Ledger:
     """What the writer did, row by row of img2dataset's input; a row is one address."""
 
-    pairs: Sequence[Sequence[Pair]]
+    samples: Sequence[Sample]
     stored: dict[int, Picture] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     written: Callable[[int], None] = lambda rows: None
@@ -53,7 +53,7 @@ class Ledger:
 
 
 class FailStopWriter(WebDatasetSampleWriter):  # type: ignore[misc]
-    """Stages a picture once for every pair of its address; stops for good at the first error.
+    """Stages the picture of each address; stops for good at the first error.
 
     img2dataset prints an error of its writer and carries on, so a full disk would lose samples
     that it reports as successes.
@@ -66,7 +66,7 @@ class FailStopWriter(WebDatasetSampleWriter):  # type: ignore[misc]
         self._error: Exception | None = None
 
     def write(self, img_str: bytes | None, key: str, caption: object, meta: dict[str, Any]) -> None:
-        """Write the samples of one row, or note why there is none."""
+        """Write the sample of one row, or note why there is none."""
         if self._error is not None:
             raise self._error
         row = meta["row"]
@@ -74,9 +74,8 @@ class FailStopWriter(WebDatasetSampleWriter):  # type: ignore[misc]
             if img_str is None:
                 self._ledger.failed[row] = meta["error_message"]
             else:
-                for pair in self._ledger.pairs[row]:
-                    named = {**meta, "key": pair.uid}
-                    super().write(img_str, pair.uid, pair.text, named)
+                sample = self._ledger.samples[row]
+                super().write(img_str, sample.key, sample.text, {**meta, "key": sample.key})
                 self._ledger.stored[row] = Picture(
                     meta["width"],
                     meta["height"],

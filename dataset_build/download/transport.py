@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import idna
 import pycurl
-import tldextract
 
+from dataset_build.domains import registered
 from dataset_build.download import DownloadSettings
 from dataset_build.download.addresses import is_public, literal
 from dataset_build.download.connection import Answer, Connection, Detour
@@ -95,8 +95,6 @@ class Transport:
         self._share = pycurl.CurlShare()  # not connections: those stay with their thread
         self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_DNS)
         self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_SSL_SESSION)
-        # The list of public suffixes that comes with the library: nothing is fetched or cached.
-        self._domains = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
 
     def fetch(self, url: str) -> Answer:
         """Get one address, following redirects and retrying, within `timeout_s` in all.
@@ -150,10 +148,7 @@ class Transport:
     @contextmanager
     def _turn(self, host: str) -> Iterator[None]:
         """Hold one of the connections that the host's registered domain is asked with."""
-        domain = self._domains(host).top_domain_under_public_suffix
-        if not domain:  # an unlisted suffix: the last label is one; an address stands for itself
-            named = literal(host) is None
-            domain = ".".join(host.split(".")[-2:]) if named else host
+        domain = registered(host)
         with self._lock:
             if domain not in self._turns:
                 self._turns[domain] = threading.Semaphore(self._settings.polite_connections)

@@ -35,9 +35,10 @@ class ExtractSettings(Settings):
     """Archived pages (`*.warc.gz`) or lists of them."""
     parquet: tuple[str, ...] = ()
     """Pools with a column of addresses and one of texts, e.g. LAION, CommonPool, COYO."""
-    snapshot: str = ""
+    snapshot: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
-    parquet and `archive` for the rest. (snapshot, file) decides which of equal pairs is kept."""
+    parquet and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
+    kept. A snapshot is also what a dataset grows by: those that are there are not read again."""
     url_column: str = ""
     """Column of a pool's addresses; if empty, found by its usual names (url, URL, image_url)."""
     text_column: str = ""
@@ -53,11 +54,11 @@ class ExtractSettings(Settings):
 
 
 def plan(run: Run) -> list[Task]:
-    """A task for each file."""
+    """A task for each file; its output is numbered within the snapshot."""
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.parquet):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, parquet")
-    tasks: list[Task] = []
+    found_by_snapshot: dict[str, list[tuple[str, str]]] = {}
     for kind in ("wat", "warc", "parquet"):
         found: set[str] = set()
         for pattern in getattr(settings, kind):
@@ -73,19 +74,24 @@ def plan(run: Run) -> list[Task]:
         for reference in sorted(found):
             match = _SNAPSHOT.search(reference)
             named = match.group() if match else "pool" if kind == "parquet" else "archive"
-            params = {"kind": kind, "snapshot": settings.snapshot or named}
+            snapshot = settings.snapshot or named
+            found_by_snapshot.setdefault(snapshot, []).append((kind, reference))
+    tasks: list[Task] = []
+    for snapshot, files in sorted(found_by_snapshot.items()):
+        for number, (kind, reference) in enumerate(files):
+            params = {"kind": kind, "snapshot": snapshot, "number": number}
             tasks.append(Task("extract", len(tasks), (reference,), params))
     return tasks
 
 
 def work(attempt: Attempt) -> Stats:
-    """Extract one file into `candidates-INDEX.parquet`."""
+    """Extract one file into `candidates-SNAPSHOT-NUMBER.parquet`."""
     from dataset_build.extract import candidates, pool
 
     reference, params = attempt.task.reads[0], attempt.task.params
     settings: ExtractSettings = attempt.settings
     path, snapshot = attempt.inputs()[0], str(params["snapshot"])
-    target = attempt.folder / f"candidates-{attempt.task.index:05d}.parquet"
+    target = attempt.folder / f"candidates-{snapshot}-{params['number']:05d}.parquet"
 
     def progress(done: int, total: int, unit: str) -> None:
         attempt.stop.check()

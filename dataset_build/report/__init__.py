@@ -2,6 +2,8 @@
 
 It is the sum of the manifests, so it may be written at any moment of a build; what is not there
 yet is left out, with a line that says why. The keys of report.json are listed in `gather`.
+RUN/report/queries.parquet has one row a query with its pairs at every step, null where the build
+has not come so far; the columns are those of `per_query.PerQuery`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ _TOP_REASONS = 3
 
 
 def write(run: Run, stages: Sequence[Stage]) -> Path:
-    """Write both files anew and return the page's path. Reads published outputs, changes none."""
+    """Write all files anew and return the page's path. Reads published outputs, changes none."""
     from dataset_build.report.gather import gather
     from dataset_build.report.page import page
+    from dataset_build.report.per_query import parquet
 
-    report, sampled = gather(run, stages)
+    report, sampled, queries = gather(run, stages)
     folder = run.folder / "report"
+    if queries is None:
+        (folder / "queries.parquet").unlink(missing_ok=True)  # of an earlier query list
+    else:
+        write_atomic(folder / "queries.parquet", parquet(queries))
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1)
     write_atomic(folder / "report.json", text + "\n")
     write_atomic(folder / "index.html", page(report, sampled))

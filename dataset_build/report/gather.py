@@ -8,9 +8,19 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
 - `funnel`: the stages that pairs pass, of `stages`: name, rows_in, rows_out, dropped
 - `accounting`: balanced (every row of every stage is out or dropped), handovers [from, to,
   rows_out, rows_in, equal: null while a stage is unfinished]
-- `queries`: total, zero_hit, zero_examples, by_source, cap, mode, capped, matches, effective,
-  bands, curves {candidates, selected, packed: [[rank, pairs]]}, top [query_id, text, sources,
-  candidates, selected, packed, in_selected, in_packed (pairs of the union that contain it), capped]
+- `queries`: total, zero_hit (queries that no pair contains), zero_examples, cap, mode, spare and
+  domain_share as configured, pending {step: why it has no counts yet}, delta {came, went} (pairs,
+  against the selection before; null if there is none). A STEP is one of raw (candidates that
+  contain a query, repeats counted), deduplicated (pairs that contain it), selected (those that it
+  chose), downloaded, packed. For each there is, null where the build has not come so far:
+  - matches {STEP: sum over queries}, covered {STEP: queries with a pair}, effective {STEP:
+    exponential of the entropy}, curves {STEP: [[rank, pairs]]}
+  - by_source {source: queries, zero_hit, STEP}
+  - bands [from, to (deduplicated pairs of a query), queries, share_of_STEP]
+  - capped: queries (that may select more than the cap), share_of_STEP
+  - top [query_id, text, sources, STEP, in_union and in_packed (pairs of the selection and of the
+    dataset that contain it, whoever selected them), capped, domains [[registered domain, pairs that
+    contain the query or null, selected]], the largest first]
 - `downloads`: total (pairs), outcomes {status: pairs}, http_status, shorter_side {pixels: pairs},
   addresses (several pairs may share one), staged_bytes, received_bytes
 - `dataset`: pairs, bytes, shards [name, samples, bytes, sha256], caption_bytes, shorter_side,
@@ -28,14 +38,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build.report import coverage, pictures, training
+from dataset_build.report import coverage, per_query, pictures, training
 from dataset_build.report.published import Absent, Build, Published
 from pipeline.stage import Run, Stage
 
@@ -45,12 +55,26 @@ _BATCH = 1 << 16
 T = TypeVar("T")
 
 
-def gather(run: Run, stages: Sequence[Stage]) -> tuple[dict[str, Any], list[pictures.Picture]]:
-    """The report, and the sampled pictures with their bytes, which only the page carries."""
+class Gathered(NamedTuple):
+    """A report, and what is too large for JSON."""
+
+    report: dict[str, Any]
+    sampled: list[pictures.Picture]
+    """The pictures with their bytes, which only the page carries."""
+    queries: pa.Table | None
+    """`per_query.table`; None where the report has no `queries` either."""
+
+
+def gather(run: Run, stages: Sequence[Stage]) -> Gathered:
+    """Read what the stages have published so far."""
     build = Build(run, stages)
     absent: dict[str, str] = {}
     packed = _section(absent, "dataset", lambda: _read_packed(build))
     sampled = _section(absent, "pictures", lambda: _pictures(build)) or []
+    queries, table = _section(absent, "queries", lambda: coverage.coverage(build, packed)) or (
+        None,
+        None,
+    )
     overview = [_stage(published) for published in build.values()]
     finished = [manifest.finished for p in build.values() for manifest in p.manifests]
     report = {
@@ -60,7 +84,7 @@ def gather(run: Run, stages: Sequence[Stage]) -> tuple[dict[str, Any], list[pict
         "stages": overview,
         "funnel": [stage for stage in overview if stage["name"] in PAIRS_PASS],
         "accounting": _accounting(overview),
-        "queries": _section(absent, "queries", lambda: coverage.coverage(build, packed)),
+        "queries": queries,
         "downloads": _section(absent, "downloads", lambda: _downloads(build)),
         "dataset": None,
         "pictures": _described(build, sampled) if sampled else None,
@@ -72,7 +96,7 @@ def gather(run: Run, stages: Sequence[Stage]) -> tuple[dict[str, Any], list[pict
         report["dataset"] = dataset = _dataset(build["pack"], packed)
         report["fingerprint"] = dataset["fingerprint"]
     plain: dict[str, Any] = strict(report)
-    return plain, sampled
+    return Gathered(plain, sampled, table)
 
 
 def strict(value: Any) -> Any:
@@ -174,7 +198,7 @@ def _downloads(build: Build) -> dict[str, Any]:
                     good.column(name).fill_null(0).to_numpy(False)
                     for name in ("original_width", "original_height")
                 ]
-                shorter_side.update(coverage.doubling(np.minimum(*sides)))
+                shorter_side.update(per_query.doubling(np.minimum(*sides)))
     stage = build["download"]
     return {
         "total": outcomes.total(),
@@ -192,13 +216,13 @@ def _values(column: Any) -> dict[str, int]:
     return {str(row["values"]): row["counts"] for row in counted if row["values"] is not None}
 
 
-def _read_packed(build: Build) -> coverage.Packed:
+def _read_packed(build: Build) -> per_query.Packed:
     index = build.need("pack", "index.parquet")[0]
     queries = build.need("queries", "queries.parquet")[0]
-    return coverage.read_packed(index, pq.read_metadata(queries).num_rows)
+    return per_query.read_packed(index, pq.read_metadata(queries).num_rows)
 
 
-def _dataset(pack: Published, packed: coverage.Packed) -> dict[str, Any]:
+def _dataset(pack: Published, packed: per_query.Packed) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for path in pack.paths("dataset.json"):
         described = json.loads(path.read_bytes())

@@ -15,9 +15,11 @@ from typing import Any
 from markupsafe import Markup
 
 from dataset_build.report import charts
+from dataset_build.report.per_query import STEPS
 from dataset_build.report.pictures import Picture
 
 _LISTED_SHARDS = 40
+_LISTED_DOMAINS = 3
 _HALF, _THIRD = 380, 250  # widths of charts that stand in two or three columns, pixels
 _UNKNOWN = "\u2013"
 
@@ -42,6 +44,8 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
         charts=_charts(report),
         thumbnails=[picture.data for picture in sampled],
         listed_shards=_LISTED_SHARDS,
+        listed_domains=_LISTED_DOMAINS,
+        steps=list(STEPS),
     )
 
 
@@ -97,7 +101,8 @@ def _charts(report: Mapping[str, Any]) -> dict[str, Markup]:
     made: dict[str, Markup] = {}
     if queries := report["queries"]:
         made["coverage"] = charts.lines(
-            [charts.Series(name, points) for name, points in queries["curves"].items()],
+            # Empty ones too: a step keeps its colour whatever else is there.
+            [charts.Series(step, queries["curves"].get(step, [])) for step in STEPS],
             title="Pairs per query, from the most to the least frequent query",
             x_label="queries, most frequent first (rank)",
             y_label="pairs per query",

@@ -12,6 +12,7 @@ from pipeline import files
 from pipeline.manifest import Manifest, publish
 from pipeline.stage import Attempt, Planned, Run, Stage
 from pipeline.stop import StopFlag
+from tests.dataset_build.inline import InlineExecutor
 
 RunStage = Callable[[Run, Stage], list[Manifest]]
 
@@ -74,3 +75,9 @@ def publish_files() -> Callable[[Run, str, Callable[[Path], None]], Manifest]:
     from pipeline.manifest import Stats
 
     return publish_as
+
+
+@pytest.fixture
+def inline() -> InlineExecutor:
+    """Advances runs in this process; `.ran` lists the tasks."""
+    return InlineExecutor()

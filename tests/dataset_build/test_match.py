@@ -1,25 +1,20 @@
-"""`Matcher` against the definition, and the `match` stage."""
+"""`Matcher` against both definitions, and against the README's table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import xxhash
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from dataset_build import match, records
-from dataset_build.match import Matcher, MatchSettings
-from dataset_build.text import TextSettings, normalise
-from pipeline.config import Settings
-from pipeline.manifest import Manifest
-from pipeline.stage import Run, Stage
+from dataset_build import match
+from dataset_build.match import Compat, Matcher
+from dataset_build.text import metaclip_spaced, normalise
 
 few_words = st.lists(st.sampled_from(["a", "b", "ab", "ba", "é", "Ab", "aaaaaaaaa"]), max_size=5)
 phrase = st.builds(
@@ -27,6 +22,13 @@ phrase = st.builds(
 )
 anything = st.text(st.sampled_from("aAbB .-'éßK京\u00ad\ud800\u0301"), max_size=8)
 texts = st.lists(phrase | anything, max_size=12)
+
+
+raw = st.text(st.sampled_from("aB  ..,`'\"-()\t\n\0日本éß🐶\ufe0f\ud800"), max_size=10)
+# Queries out of the captions, so that many are found.
+piece = st.tuples(raw, st.integers(0, 9), st.integers(0, 9)).map(
+    lambda drawn: metaclip_spaced(drawn[0])[drawn[1] : drawn[1] + drawn[2]]
+)
 
 
 def by_definition(queries: list[str], captions: list[str]) -> list[list[int]]:
@@ -37,12 +39,81 @@ def by_definition(queries: list[str], captions: list[str]) -> list[list[int]]:
     ]
 
 
-@settings(max_examples=400, deadline=None)
+def by_metaclip(queries: list[str], captions: list[str]) -> list[list[int]]:
+    spaced = [f" {metaclip_spaced(caption)} " for caption in captions]
+    return [[i for i, query in enumerate(queries) if f" {query} " in each] for each in spaced]
+
+
+def reloaded(matcher: Matcher) -> Matcher:
+    with tempfile.TemporaryDirectory() as folder:
+        matcher.save(Path(folder))
+        return Matcher.load(Path(folder))
+
+
+def agree(
+    queries: list[str], captions: list[str], compat: Compat | None, expected: list[list[int]]
+) -> None:
+    """Made or loaded, in one batch or in pieces, a matcher finds what is expected."""
+    made = Matcher(queries, compat=compat)
+    for matcher in (made, reloaded(made)):
+        found = matcher.match(captions)
+        assert found.type == pa.list_(pa.uint32())
+        assert found.to_pylist() == expected
+        half = len(captions) // 2
+        parts = [captions[:half], [], captions[half : half + 1], captions[half + 1 :]]
+        assert [row for part in parts for row in matcher.match(part).to_pylist()] == expected
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(match, "_BATCH_ROWS", 2)
+            assert matcher.match(captions).to_pylist() == expected
+
+
+@settings(max_examples=300, deadline=None)
 @given(queries=texts, captions=texts)
 def test_finds_exactly_what_the_definition_says(queries: list[str], captions: list[str]) -> None:
-    found = Matcher(queries).match(captions)
-    assert found.type == pa.list_(pa.uint32())
-    assert found.to_pylist() == by_definition(queries, captions)
+    agree(queries, captions, None, by_definition(queries, captions))
+
+
+@settings(max_examples=300, deadline=None)
+@given(queries=st.lists(piece | raw, max_size=12), captions=st.lists(raw, max_size=12))
+@example(queries=["", " ", "a", "a\0", "\0", "\0\0"], captions=["", " ", "a.", "a\0", "\0  \0\0"])
+@example(queries=["a ", " a"], captions=["a", "a.", ".a", "a ", " a"])
+def test_metaclip_mode_is_its_substring_search(queries: list[str], captions: list[str]) -> None:
+    agree(queries, captions, "metaclip", by_metaclip(queries, captions))
+
+
+ROW = re.compile(r"\| `(.+?)` \| `(.+?)` \| (yes|no) \| (yes|no) \|")
+
+
+def golden_table() -> list[tuple[str, str, bool, bool]]:
+    """(query, caption, found, found by metaclip) from the README; \\uXXXX is that character."""
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    section = readme.split("## Which captions a query finds\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    rows = []
+    for line in lines:
+        row = ROW.fullmatch(line)
+        assert row, f"not a row: {line}"
+        query, caption = (
+            re.sub(r"\\u([0-9a-f]{4})", lambda hit: chr(int(hit[1], 16)), cell)
+            for cell in row.group(1, 2)
+        )
+        rows.append((query, caption, row[3] == "yes", row[4] == "yes"))
+    return rows
+
+
+@pytest.mark.parametrize(("query", "caption", "found", "by_metaclip"), golden_table())
+def test_the_readme_says_what_is_found(
+    query: str, caption: str, found: bool, by_metaclip: bool
+) -> None:
+    assert Matcher([query]).match([caption]).to_pylist() == [[0] * found]
+    blind = Matcher([query], compat="metaclip")
+    assert blind.match([caption]).to_pylist() == [[0] * by_metaclip]
+
+
+def test_the_readme_has_a_row_of_every_kind() -> None:
+    outcomes = [row[2:] for row in golden_table()]
+    assert len(outcomes) >= 20
+    assert set(outcomes) == {(True, True), (True, False), (False, True), (False, False)}
 
 
 @settings(max_examples=100, deadline=None)
@@ -84,7 +155,7 @@ def test_a_query_does_not_run_on_into_the_next_text() -> None:
 
 def test_arrow_inputs_slices_chunks_nulls() -> None:
     matcher = Matcher(pa.chunked_array([["zero", "red"], ["Dog"]]))
-    captions = pa.array(["zero", "a red dog", None, "Ünder a DOG", "red"])
+    captions = pa.array(["zero", "a red dog", None, "Ünder a DOG", "red"])  # None: as ""
     assert matcher.match(captions).to_pylist() == [[0], [1, 2], [], [2], [1]]
     assert matcher.match(captions.slice(1, 3)).to_pylist() == [[1, 2], [], [2]]
     assert matcher.match(captions.slice(3)).to_pylist() == [[2], [1]]
@@ -124,97 +195,30 @@ def test_hash_collisions_between_words_are_resolved(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Words, "hashes", poor)
     queries = [f"word{i}-which-is-long{i % 3}" for i in range(50)]
-    assert Matcher(queries).match(queries).to_pylist() == by_definition(queries, queries)
+    agree(queries, queries, None, by_definition(queries, queries))
 
 
-class Config(Settings):
-    text: TextSettings = TextSettings()
-    match: MatchSettings = MatchSettings()
+@pytest.mark.parametrize("queries", [[], ["", "..."]])
+def test_no_usable_query_finds_nothing_and_can_be_saved(queries: list[str]) -> None:
+    agree(queries, ["a", "", "..."], None, [[], [], []])
 
 
-QUERIES = ["red", "dog", "red dog", "zebra"]
+def test_saved_matchers_keep_their_options() -> None:
+    captions = ["an Apple.", "an apple."]
+    cased = reloaded(Matcher(["Apple"], fold_case=False))
+    assert cased.match(captions).to_pylist() == [[0], []]
+    blind = reloaded(Matcher(["Apple", "an Apple . "], compat="metaclip"))
+    assert blind.match(captions).to_pylist() == [[0, 1], []]
+    spaced = ["an Apple . ", "Apple."]
+    assert blind.match(spaced, normalised=True).to_pylist() == [[0, 1], []]
+    assert blind.match(pa.array(spaced), normalised=True).to_pylist() == [[0, 1], []]
 
 
-def publish_inputs(
-    run: Run, publish: Callable[..., Manifest], files: list[list[tuple[str, str]]]
-) -> None:
-    def queries(folder: Path) -> None:
-        table = pa.table({"norm": [normalise(q) for q in QUERIES]})
-        pq.write_table(table, folder / "queries.parquet")
-
-    def candidates(folder: Path) -> None:
-        for number, rows in enumerate(files):
-            table = pa.Table.from_pylist(
-                [
-                    {
-                        "url": url,
-                        "text": text,
-                        "page_url": "https://page.example/",
-                        "source": "alt",
-                        "snapshot": "S",
-                        "file": f"f{number}",
-                    }
-                    for url, text in rows
-                ],
-                schema=records.CANDIDATES,
-            )
-            pq.write_table(table, folder / f"candidates-{number:05d}.parquet")
-
-    publish(run, "queries", queries)
-    publish(run, "extract", candidates)
-
-
-@pytest.mark.parametrize("buckets", [1, 8])
-def test_stage(
-    tmp_path: Path,
-    run_stage: Callable[[Run, Stage], list[Manifest]],
-    publish_files: Callable[..., Manifest],
-    buckets: int,
-) -> None:
-    run = Run(tmp_path, Config(match=MatchSettings(buckets=buckets)))
-    rows = [(f"https://e.example/{i}.jpg", f"A red-dog {i}" if i % 3 else "cat") for i in range(90)]
-    publish_inputs(run, publish_files, [rows[:60], rows[60:], []])
-    manifests = run_stage(run, match.STAGE)
-    assert [(m.stats.rows_in, m.stats.rows_out) for m in manifests] == [(60, 40), (30, 20), (0, 0)]
-    assert manifests[0].stats.dropped == {"unmatched": 20}
-    assert manifests[0].stats.counts["matches"] == 120
-    assert manifests[0].stats.histograms["queries_per_text"] == {"0": 20, "2": 40}
-    found: list[tuple[str, str]] = []
-    for manifest in manifests:
-        path = run.path(f"match:{manifest.outputs[0].name}")
-        parquet = pq.ParquetFile(path)
-        assert parquet.schema_arrow.equals(records.MATCHED)
-        assert parquet.num_row_groups == buckets
-        for bucket in range(buckets):
-            group = parquet.read_row_group(bucket)
-            keys = list(zip(group["url_hash"].to_pylist(), group["uid"].to_pylist(), strict=True))
-            assert keys == sorted(keys)
-            for row in group.to_pylist():
-                url, norm = row["url"], normalise(row["text"])
-                assert row["url_hash"] == xxhash.xxh3_64_intdigest(url.encode())
-                assert row["url_hash"] * buckets >> 64 == bucket
-                assert row["uid"] == xxhash.xxh3_128_digest(f"{url}\0{norm}".encode())
-                assert row["query_ids"] == [0, 1, 2]
-                found.append((url, row["text"]))
-    assert sorted(found) == sorted(row for row in rows if row[1] != "cat")
-
-
-def test_stage_keeps_unmatched_if_asked(
-    tmp_path: Path,
-    run_stage: Callable[[Run, Stage], list[Manifest]],
-    publish_files: Callable[..., Manifest],
-) -> None:
-    run = Run(tmp_path, Config(match=MatchSettings(buckets=2, keep_unmatched=True)))
-    publish_inputs(run, publish_files, [[("https://e.example/1", "cat"), ("u:2", "a zebra")]])
-    (manifest,) = run_stage(run, match.STAGE)
-    table = pq.read_table(run.path("match:matched-00000.parquet"))
-    assert dict(zip(table["text"].to_pylist(), table["query_ids"].to_pylist(), strict=True)) == {
-        "cat": [],
-        "a zebra": [3],
-    }
-    assert manifest.stats.counts["unmatched"] == 1
-
-
-def test_settings_refuse_buckets_that_are_no_power_of_two() -> None:
-    with pytest.raises(ValidationError, match="48 is not a power of two; use 32 or 64"):
-        MatchSettings(buckets=48)
+def test_a_loaded_matcher_lies_in_its_files(tmp_path: Path) -> None:
+    Matcher(["red dog", "red", "Red"]).save(tmp_path)
+    tree = Matcher.load(tmp_path)._tree
+    arrays = [value for value in vars(tree).values() if value.size]
+    assert len(arrays) > 10
+    for array in arrays:
+        assert type(array) is np.ndarray  # not the subclass, whose indexing is slow
+        assert isinstance(array.base, np.memmap)

@@ -6,6 +6,7 @@ import json
 import random
 import tarfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import create_model
 
-from dataset_build import pack, records
+from dataset_build import pack, records, uid_range
+from dataset_build.match import MatchSettings
 from dataset_build.pack import NothingLeft, PackSettings
-from pipeline.config import Settings
 from pipeline.manifest import Damaged
 from pipeline.stage import Run
+from tests.dataset_build.hand_made import Config, write_groups
 
 PAIRS = 23
+Downloaded = list[tuple[str, list[int]]]  # the names of the files, and the pairs in each
+
+
+def address_of(number: int) -> int:
+    """The last three pairs are captions of one picture."""
+    return min(number, PAIRS - 3)
 
 
 def uid_of(number: int) -> bytes:
-    return hashlib.md5(str(number).encode()).digest()
+    halves = f"address {address_of(number)}", f"pair {number}"
+    return b"".join(hashlib.md5(half.encode()).digest()[:8] for half in halves)
 
 
 def picture(number: int) -> bytes:
@@ -38,74 +46,87 @@ def survives(number: int) -> bool:
     return number % 5 != 0
 
 
-def write_download(folder: Path, parts: int, order: random.Random) -> None:
-    numbers = sorted(range(PAIRS), key=uid_of)
+def parts_of(parts: int) -> Downloaded:
+    result = []
     for part in range(parts):
-        mine = numbers[part * PAIRS // parts : (part + 1) * PAIRS // parts]
-        name = f"staged-{part:05d}.tar"
-        pq.write_table(
-            pa.Table.from_pylist(
-                [
-                    {
-                        "uid": uid_of(n),
-                        "status": "ok",
-                        "staged": name,
-                        "final_url": f"http://a.example/{n}.jpg",
-                        "sha256": hashlib.sha256(b"sent" + picture(n)).digest(),
-                        "width": 32 + n,
-                        "height": 24,
-                        "original_width": 64 + n,
-                        "original_height": 48,
-                    }
-                    for n in mine
-                ],
-                schema=records.FETCHED,
-            ),
-            folder / f"fetched-{part:05d}.parquet",
-        )
-        order.shuffle(mine)
-        with tarfile.open(folder / name, "w") as tar:
-            for number in mine:
-                for extension, data in (("jpg", picture(number)), ("txt", b"?"), ("json", b"{}")):
-                    member = tarfile.TarInfo(f"{uid_of(number).hex()}.{extension}")
-                    member.size = len(data)
-                    member.mtime = order.randrange(1 << 30)
-                    tar.addfile(member, io.BytesIO(data))
+        first, last = uid_range.bounds(part, parts)
+        own = [n for n in sorted(range(PAIRS), key=uid_of) if first <= uid_of(n) <= last]
+        result.append((f"{part:05d}-of-{parts:05d}.parquet", own))
+    return result
 
 
-def write_screen(folder: Path, parts: int) -> None:
-    numbers = sorted(range(PAIRS), key=uid_of)
-    kept = []
-    for part in range(parts):
-        mine = numbers[part * PAIRS // parts : (part + 1) * PAIRS // parts]
-        rows = [{"uid": uid_of(n), "keep": survives(n), "reason": ""} for n in mine]
-        name = f"screened-{part:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=records.SCREENED), folder / name)
-        kept.append({"file": name, "kept": sum(row["keep"] for row in rows)})
-    (folder / "survivors.json").write_text(json.dumps(kept))
-
-
-def write_balance(folder: Path, files: int, order: random.Random) -> None:
-    numbers = list(range(PAIRS))
-    order.shuffle(numbers)
-    for file in range(files):
+def write_download(folder: Path, parts: Downloaded, order: random.Random) -> None:
+    """Each part's pictures in some tars, as several downloads leave them."""
+    for part, (name, numbers) in enumerate(parts):
+        pictures = sorted({address_of(n) for n in numbers})
+        order.shuffle(pictures)
+        cuts = order.sample(range(len(pictures) + 1), k=min(2, len(pictures)))
+        staged = {}
+        for place, chunk in enumerate(
+            pictures[i:j] for i, j in pairwise([0, *sorted(cuts), len(pictures)])
+        ):
+            staged.update(dict.fromkeys(chunk, f"staged-{part:05d}-{place:016x}.tar"))
+            write_tar(folder / f"staged-{part:05d}-{place:016x}.tar", chunk, order)
         rows = [
             {
                 "uid": uid_of(n),
-                "url": f"http://a.example/{n}",
+                "url": f"http://a.example/{address_of(n)}",
                 "text": f"picture {n} ★ naïve 猫",
                 "page_url": "http://a.example/",
                 "source": "alt",
                 "snapshot": "CC-1",
-                "occurrences": 1,
-                "query_ids": [n, n + 1],
-                "selected_by": [n],
-                "probability": 0.5,
+                "file": "a.wat.gz",
+                "status": "ok",
+                "staged": staged[address_of(n)],
+                "final_url": f"http://a.example/{address_of(n)}.jpg",
+                "sha256": hashlib.sha256(b"sent" + picture(address_of(n))).digest(),
+                "width": 32 + address_of(n),
+                "height": 24,
+                "original_width": 64 + address_of(n),
+                "original_height": 48,
             }
-            for n in numbers[file::files]
+            for n in numbers
         ]
-        table = pa.Table.from_pylist(rows, schema=records.SELECTED)
-        pq.write_table(table, folder / f"selected-{file:05d}.parquet", row_group_size=4)
+        table = pa.Table.from_pylist(rows, schema=records.FETCHED)
+        pq.write_table(table, folder / f"fetched-{name}")
+
+
+def write_tar(path: Path, pictures: list[int], order: random.Random) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in pictures:
+            for extension, data in (("jpg", picture(number)), ("txt", b"?"), ("json", b"{}")):
+                member = tarfile.TarInfo(f"{uid_of(number)[:8].hex()}.{extension}")
+                member.size = len(data)
+                member.mtime = order.randrange(1 << 30)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def write_screen(folder: Path, parts: Downloaded) -> None:
+    kept = []
+    for name, numbers in parts:
+        rows = [
+            {"uid": uid_of(n), "keep": survives(n), "reason": "", "selected_by": [n]}
+            for n in numbers
+        ]
+        table = pa.Table.from_pylist(rows, schema=records.SCREENED)
+        pq.write_table(table, folder / f"screened-{name}")
+        kept.append({"file": f"screened-{name}", "kept": sum(map(survives, numbers))})
+    (folder / "survivors.json").write_text(json.dumps(kept))
+
+
+def write_balance(run: Run, folder: Path) -> None:
+    """What each pair was selected by is not what keeps it: see `write_screen`."""
+    rows = [
+        {
+            "uid": uid_of(n),
+            "occurrences": 1 + n,
+            "query_ids": [n, n + 1],
+            "selected_by": [n, n + 1],
+            "probability": 0.5,
+        }
+        for n in range(PAIRS)
+    ]
+    write_groups(run, folder, "selected", rows, records.SELECTED)
 
 
 Pack = Callable[..., Run]
@@ -115,14 +136,15 @@ Pack = Callable[..., Run]
 def packed(tmp_path_factory: Any, publish_files: Any, run_stage: Any) -> Pack:
     """Pack the same pairs, however they were selected, fetched and cut."""
 
-    def go(parts: int = 2, files: int = 2, seed: int = 0, pairs_per_shard: int = 7) -> Run:
-        model = create_model("Sections", __base__=Settings, pack=(PackSettings, ...))
-        settings = PackSettings(pairs_per_shard=pairs_per_shard)
-        run = Run(tmp_path_factory.mktemp("run"), model(pack=settings))
-        order = random.Random(seed)
-        publish_files(run, "balance", lambda folder: write_balance(folder, files, order))
-        publish_files(run, "download", lambda folder: write_download(folder, parts, order))
-        publish_files(run, "screen", lambda folder: write_screen(folder, parts))
+    def go(parts: int = 2, buckets: int = 4, seed: int = 0, pairs_per_shard: int = 7) -> Run:
+        config = Config(
+            match=MatchSettings(buckets=buckets), pack=PackSettings(pairs_per_shard=pairs_per_shard)
+        )
+        run = Run(tmp_path_factory.mktemp("run"), config)
+        files, order = parts_of(parts), random.Random(seed)
+        publish_files(run, "balance", lambda folder: write_balance(run, folder))
+        publish_files(run, "download", lambda folder: write_download(folder, files, order))
+        publish_files(run, "screen", lambda folder: write_screen(folder, files))
         run_stage(run, pack.STAGE)
         return run
 
@@ -165,15 +187,16 @@ def test_the_index_addresses_exactly_the_bytes(packed: Pack) -> None:
         data = output(run, f"shards/{row['shard']}").read_bytes()
         number = numbers[row["uid"]]
         image = data[row["image_offset"] :][: row["image_bytes"]]
-        assert image == picture(number)
+        assert image == picture(address_of(number))
         assert row["sha256"] == hashlib.sha256(image).digest()
         text = data[row["text_offset"] :][: row["text_bytes"]].decode()
         assert text == f"picture {number} ★ naïve 猫"
         with tarfile.open(fileobj=io.BytesIO(data[row["offset"] :][: row["length"]])) as tar:
             names = tar.getnames()
         assert names == [f"{row['uid'].hex()}.{e}" for e in ("jpg", "txt", "json")]
-        assert row["query_ids"] == [number, number + 1]
-        assert (row["width"], row["height"]) == (32 + number, 24)
+        assert (row["query_ids"], row["selected_by"]) == ([number, number + 1], [number])
+        assert (row["width"], row["height"]) == (32 + address_of(number), 24)
+        assert row["probability"] == 0.5
 
 
 def test_provenance_is_whole_and_timeless(packed: Pack) -> None:
@@ -188,6 +211,11 @@ def test_provenance_is_whole_and_timeless(packed: Pack) -> None:
             *("query_ids", "selected_by", "probability", "sha256", "width", "height"),
             *("original_width", "original_height"),
         }
+        number = {uid_of(n).hex(): n for n in range(PAIRS)}[record["uid"]]
+        assert record["text"] == f"picture {number} ★ naïve 猫"
+        assert record["url"] == f"http://a.example/{address_of(number)}"
+        assert (record["query_ids"], record["selected_by"]) == ([number, number + 1], [number])
+        assert (record["occurrences"], record["snapshot"]) == (1 + number, "CC-1")
 
 
 def test_bytes_do_not_depend_on_how_the_pictures_came(packed: Pack) -> None:
@@ -196,9 +224,29 @@ def test_bytes_do_not_depend_on_how_the_pictures_came(packed: Pack) -> None:
         names += [f"shards/{path.name}" for path in output(run, "shards").iterdir()]
         return {name: hashlib.sha256(output(run, name).read_bytes()).hexdigest() for name in names}
 
-    first = digests(packed(parts=1, files=1, seed=1))
-    assert digests(packed(parts=4, files=3, seed=2)) == first
-    assert digests(packed(parts=7, files=5, seed=3)) == first
+    first = digests(packed(parts=1, buckets=1, seed=1))
+    assert digests(packed(parts=4, buckets=2, seed=2)) == first
+    assert digests(packed(parts=7, buckets=8, seed=3)) == first
+    assert digests(packed(parts=40, buckets=64, seed=4)) == first  # some parts are empty
+
+
+def test_a_shard_reads_only_the_files_that_hold_it(packed: Pack) -> None:
+    run = packed(parts=12, buckets=16)  # groups of two buckets
+    rows = pq.read_table(output(run, "index.parquet")).to_pylist()
+    for task in [planned.task for planned in run.plan("pack")][:-1]:
+        uids = [
+            int.from_bytes(r["uid"], "big")
+            for r in rows
+            if r["shard"] == f"{task.params['shard']}.tar"
+        ]
+        first, last = (uid * 12 >> 128 for uid in (uids[0], uids[-1]))
+        files = [f"-{part:05d}-of-00012.parquet" for part in range(first, last + 1)]
+        groups = range(first * 8 // 12, -(-(last + 1) * 8 // 12))
+        assert [name for name in task.reads if not name.endswith(".tar")] == [
+            *(f"screen:screened{name}" for name in files),
+            *(f"download:fetched{name}" for name in files),
+            *(f"balance:selected-{group:05d}.parquet" for group in groups),
+        ]
 
 
 def test_the_description_names_every_shard(packed: Pack) -> None:
@@ -225,7 +273,7 @@ def test_webdataset_reads_the_shards(packed: Pack) -> None:
     assert len(samples) == sum(survives(n) for n in range(PAIRS))
     numbers = {uid_of(n).hex(): n for n in range(PAIRS)}
     for sample in samples:
-        assert sample["jpg"] == picture(numbers[sample["__key__"]])
+        assert sample["jpg"] == picture(address_of(numbers[sample["__key__"]]))
         assert json.loads(sample["json"])["text"] == sample["txt"].decode()
 
 
@@ -234,12 +282,32 @@ def test_a_survivor_without_its_picture_is_damage(
 ) -> None:
     honest = write_download
 
-    def forgetful(folder: Path, parts: int, order: random.Random) -> None:
+    def forgetful(folder: Path, parts: Downloaded, order: random.Random) -> None:
         honest(folder, parts, order)
-        tarfile.open(folder / "staged-00000.tar", "w").close()
+        tars = list(folder.glob("staged-*.tar"))
+        assert len(tars) > 2
+        for tar in tars:
+            tarfile.open(tar, "w").close()
 
     monkeypatch.setitem(globals(), "write_download", forgetful)
     with pytest.raises(Damaged, match="no picture for"):
+        packed()
+
+
+@pytest.mark.parametrize("name", ["selected", "fetched"])
+def test_a_survivor_without_its_record_is_damage(
+    packed: Pack, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lost = next(uid_of(n) for n in range(PAIRS) if survives(n))
+    honest = pq.write_table
+
+    def forgetful(table: pa.Table, path: Path, **options: Any) -> None:
+        if path.name.startswith(name):
+            table = table.filter(pa.array([uid != lost for uid in table["uid"].to_pylist()]))
+        honest(table, path, **options)
+
+    monkeypatch.setattr(pq, "write_table", forgetful)
+    with pytest.raises(Damaged, match=f"1 pairs are missing, as {lost.hex()}"):
         packed()
 
 

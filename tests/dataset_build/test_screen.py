@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,39 +13,48 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import create_model
 
-from dataset_build import records, screen
+from dataset_build import records, screen, uid_range
 from dataset_build.screen import ScreenSettings
-from pipeline.config import Settings
 from pipeline.manifest import Manifest
 from pipeline.stage import Run
+from tests.dataset_build.hand_made import Config, write_groups
 
-Fetched = tuple[int, str, str]  # uid, status, what the file holds
-
-
-def run_of(folder: Path, **options: Any) -> Run:
-    model = create_model("Sections", __base__=Settings, screen=(ScreenSettings, ...))
-    return Run(folder, model(screen=ScreenSettings(**options)))
+QUERIES = 5
+Fetched = tuple[int, str, str]  # number, status, what the file holds
 
 
-def fetched(folder: Path, rows: list[Fetched], files: int) -> None:
-    """Rows by uid in `files` files, as the download's tasks leave them."""
-    rows = sorted(rows)
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
-        table = pa.Table.from_pylist(
-            [
-                {
-                    "uid": rows[i][0].to_bytes(16, "big"),
-                    "status": rows[i][1],
-                    "sha256": hashlib.sha256(rows[i][2].encode()).digest(),
-                    "staged": f"staged-{number:05d}.tar" if rows[i][1] == "ok" else "",
-                }
-                for i in part
-            ],
-            schema=records.FETCHED,
-        )
-        pq.write_table(table, folder / f"fetched-{number:05d}.parquet")
+def uid_of(number: int) -> bytes:
+    """Uids in the order of numbers below 256, over the whole space."""
+    return bytes([number]) + hashlib.md5(bytes([number])).digest()[1:]
+
+
+def queries_of(number: int) -> list[int]:
+    return [number % 3, 3]
+
+
+def write_fetched(folder: Path, rows: list[Fetched], files: int) -> None:
+    """A range of uids a file, as the download's tasks leave them."""
+    for part in range(files):
+        first, last = uid_range.bounds(part, files)
+        found = [
+            {
+                "uid": uid_of(number),
+                "url": f"http://a.example/{number}",
+                "status": status,
+                "sha256": hashlib.sha256(content.encode()).digest(),
+            }
+            for number, status, content in sorted(rows)
+            if first <= uid_of(number) <= last
+        ]
+        table = pa.Table.from_pylist(found, schema=records.FETCHED)
+        pq.write_table(table, folder / f"fetched-{part:05d}-of-{files:05d}.parquet")
+
+
+def write_balance(run: Run, folder: Path, numbers: list[int]) -> None:
+    rows = [{"uid": uid_of(number), "selected_by": queries_of(number)} for number in numbers]
+    write_groups(run, folder, "selected", rows, records.SELECTED)
+    np.save(folder / "counts.npy", np.full(QUERIES, 100, np.uint64))
 
 
 Screen = Callable[..., tuple[dict[int, str], Manifest, Run]]
@@ -51,17 +62,33 @@ Screen = Callable[..., tuple[dict[int, str], Manifest, Run]]
 
 @pytest.fixture
 def screened(tmp_path_factory: Any, publish_files: Any, run_stage: Any) -> Screen:
-    """Screen rows cut into `files`: reason by uid ("" is kept), manifest, run."""
+    """Screen rows cut into `files`: reason by number ("" is kept), manifest, run."""
 
-    def go(rows: list[Fetched], files: int = 2, **options: Any) -> Any:
-        run = run_of(tmp_path_factory.mktemp("run"), **options)
-        publish_files(run, "download", lambda folder: fetched(folder, rows, files))
+    def go(rows: list[Fetched], files: int = 2, selected: Any = None, **options: Any) -> Any:
+        config = Config(screen=ScreenSettings(**options))
+        run = Run(tmp_path_factory.mktemp("run"), config)
+        numbers = selected or [row[0] for row in rows]
+        publish_files(run, "balance", lambda folder: write_balance(run, folder, numbers))
+        publish_files(run, "download", lambda folder: write_fetched(folder, rows, files))
         (manifest,) = run_stage(run, screen.STAGE)
-        tables = [pq.read_table(run.path(r)) for r in run.find("screen:screened-*")]
+        run = Run(run.folder, config)
+        references = run.find("screen:screened-*")
+        assert references == [
+            f"screen:screened-{part:05d}-of-{files:05d}.parquet" for part in range(files)
+        ]
+        tables = [pq.read_table(run.path(reference)) for reference in references]
+        survivors = json.loads(run.path("screen:survivors.json").read_text())
+        assert survivors == [
+            {"file": reference.partition(":")[2], "kept": sum(table["keep"].to_pylist())}
+            for reference, table in zip(references, tables, strict=True)
+        ]
         found = pa.concat_tables(tables).to_pylist()
         for row in found:
             assert row["keep"] == (row["reason"] == "")
-        return {int.from_bytes(row["uid"], "big"): row["reason"] for row in found}, manifest, run
+            assert row["selected_by"] == queries_of(row["uid"][0])
+        assert [row["uid"] for row in found] == sorted(row["uid"] for row in found)
+        assert manifest.stats.rows_in == len(found)
+        return {row["uid"][0]: row["reason"] for row in found}, manifest, run
 
     return go
 
@@ -76,9 +103,24 @@ def test_the_smallest_uid_keeps_the_picture(screened: Screen) -> None:
 
 
 def test_pairs_without_a_picture_are_no_rows(screened: Screen) -> None:
-    verdicts, manifest, _ = screened([(1, "dead_link", ""), (2, "ok", "cat"), (3, "timeout", "")])
-    assert verdicts == {2: ""}
-    assert manifest.stats.rows_in == 1
+    rows = [(1, "dead_link", ""), (2, "ok", "cat"), (250, "timeout", ""), (5, "ok", "cat")]
+    verdicts, manifest, run = screened(rows)
+    assert verdicts == {2: "", 5: "duplicate_picture"}
+    assert manifest.stats.rows_in == 2
+    # By query, what was downloaded: 2 by the queries 2 and 3, as was 5.
+    assert np.load(run.path("screen:downloaded.npy")).tolist() == [0, 0, 2, 2, 0]
+
+
+def test_no_picture_at_all(screened: Screen) -> None:
+    verdicts, manifest, run = screened([(1, "dead_link", ""), (200, "timeout", "")], files=3)
+    assert (verdicts, manifest.stats.rows_out) == ({}, 0)
+    assert not np.load(run.path("screen:downloaded.npy")).any()
+
+
+@pytest.mark.parametrize("selected", [[1], [1, 3], [1, 200]])
+def test_what_was_fetched_must_be_what_was_selected(screened: Screen, selected: list[int]) -> None:
+    with pytest.raises(AssertionError, match="not the selected pairs"):
+        screened([(1, "ok", "cat"), (2, "ok", "dog")], selected=selected)
 
 
 def test_a_placeholder_is_dropped_altogether(screened: Screen) -> None:
@@ -94,8 +136,30 @@ def test_both_rules_can_be_left_out(screened: Screen) -> None:
     rows = [(i, "ok", "same") for i in range(1, 12)]
     verdicts, _, _ = screened(rows, placeholder_pairs=2, drop_placeholders=False)
     assert [uid for uid, reason in verdicts.items() if not reason] == [1]
-    verdicts, _, _ = screened(rows, drop_duplicate_pictures=False)
+    verdicts, _, _ = screened(rows, pairs_per_picture=None)
     assert set(verdicts.values()) == {""}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, None])
+def test_the_first_pairs_keep_the_picture(screened: Screen, number: int | None) -> None:
+    cats, dogs = [3, 90, 91, 150, 201, 240], [2, 89]
+    rows = [(i, "ok", "cat") for i in reversed(cats)] + [(i, "ok", "dog") for i in dogs]
+    verdicts, manifest, _ = screened([*rows, (1, "timeout", "cat")], pairs_per_picture=number)
+    kept = sorted([*cats[:number], *dogs[:number]])
+    assert sorted(uid for uid, reason in verdicts.items() if not reason) == kept
+    dropped = len(rows) - len(kept)
+    assert +manifest.stats.dropped == ({"duplicate_picture": dropped} if dropped else {})
+    assert manifest.stats.rows_out == len(kept)
+
+
+@pytest.mark.parametrize("number", [2, None])
+def test_a_placeholder_is_one_however_many_pairs_may_share_a_picture(
+    screened: Screen, number: int | None
+) -> None:
+    rows = [(i, "ok", "not available") for i in range(1, 5)] + [(50, "ok", "cat")]
+    verdicts, manifest, _ = screened(rows, pairs_per_picture=number, placeholder_pairs=3)
+    assert {uid for uid, reason in verdicts.items() if not reason} == {50}
+    assert manifest.stats.dropped == {"placeholder": 4}
 
 
 @settings(
@@ -103,27 +167,33 @@ def test_both_rules_can_be_left_out(screened: Screen) -> None:
 )
 @given(
     st.dictionaries(
-        st.integers(1, (1 << 128) - 1),
+        st.integers(0, 255),
         st.tuples(st.sampled_from(["ok", "ok", "dns"]), st.sampled_from("abcdef")),
         min_size=1,
         max_size=40,
     ),
     st.integers(1, 6),
     st.integers(1, 5),
+    st.sampled_from([1, 2, None]),
 )
 def test_the_verdict_depends_on_nothing_but_the_pairs(
-    screened: Screen, pairs: dict[int, tuple[str, str]], files: int, passes: int
+    screened: Screen,
+    pairs: dict[int, tuple[str, str]],
+    files: int,
+    passes: int,
+    number: int | None,
 ) -> None:
     rows = [(uid, status, content) for uid, (status, content) in pairs.items()]
     expected: dict[int, str] = {}
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     for uid, status, content in sorted(rows):
         if status == "ok":
-            expected[uid] = "duplicate_picture" if content in seen else ""
-            seen.add(content)
+            repeated = number is not None and seen[content] >= number
+            expected[uid] = "duplicate_picture" if repeated else ""
+            seen[content] += 1
     own = screen._ROWS_AT_ONCE
     try:
         screen._ROWS_AT_ONCE = -(-len(rows) // passes)
-        assert screened(rows, files)[0] == expected
+        assert screened(rows, files, pairs_per_picture=number)[0] == expected
     finally:
         screen._ROWS_AT_ONCE = own

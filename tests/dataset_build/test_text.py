@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset_build import text as text_module
-from dataset_build.text import clean, normalise
+from dataset_build.text import TextSettings, clean, metaclip_spaced, normalise
 
 # Lone surrogates too: JSON and broken decoders bring them.
 ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
@@ -65,6 +65,30 @@ def test_query_is_found(query: str, caption: str) -> None:
 )
 def test_query_is_not_found(query: str, caption: str) -> None:
     assert not contains(query, caption)
+
+
+@pytest.mark.parametrize(
+    ("caption", "spaced"),
+    [
+        ("Hello, world.", "Hello ,  world . "),
+        ("a.b;c:d?e!f`g", "a . b ; c : d ? e ! f ` g"),
+        ("..", " .  . "),
+        ("a\tb\nc\r\nd", "a b c  d"),
+        ('It\'s  (a) "New-York" CAFÉ/犬\u00a0\u3002', 'It\'s  (a) "New-York" CAFÉ/犬\u00a0\u3002'),
+        ("", ""),
+    ],
+)
+def test_metaclip_spaces_these_marks_and_nothing_else(caption: str, spaced: str) -> None:
+    assert metaclip_spaced(caption) == spaced
+
+
+def test_the_version_of_the_rules_is_part_of_what_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = TextSettings().identity()
+    assert before == {"fold_case": True, "norm_id": text_module.NORM_ID}
+    monkeypatch.setattr(text_module, "NORM_ID", "other")
+    assert TextSettings().identity() != before
 
 
 def test_case_is_kept_on_request() -> None:

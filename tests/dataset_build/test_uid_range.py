@@ -51,6 +51,9 @@ def test_rows_of_a_range_come_sorted_from_all_files(tmp_path: Path, in_order: bo
     table = uid_range.read(paths, first, last, ["uid", "url"])
     assert table.column_names == ["uid", "url"]
     assert table["url"].to_pylist() == [f"u{n}" for n in range(100, 200)]
+    wanted = [n.to_bytes(16, "big") for n in (5, 150, 101, 300, 2000)]
+    table = uid_range.read(paths, first, last, ["url", "uid"], among=pa.array(wanted, records.UID))
+    assert table["url"].to_pylist() == ["u101", "u150"]
     beyond = (5000).to_bytes(16, "big")
     assert uid_range.read(paths, beyond, beyond, ["uid", "url"]).num_rows == 0
 

@@ -7,19 +7,15 @@ import io
 import socket
 import threading
 import time
+import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from types import ModuleType
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import create_model
-
-from pipeline.config import Settings
-from pipeline.stage import Run
 
 
 def picture(seed: int = 0, width: int = 64, height: int = 48, form: str = "JPEG") -> bytes:
@@ -233,12 +229,9 @@ def canary() -> Iterator[HostileWeb]:
 
 
 @pytest.fixture
-def make_run() -> Callable[..., Run]:
-    """`make_run(folder, section=settings, …)`: a run configured by just these sections."""
-
-    def make(folder: Path, **sections: Settings) -> Run:
-        kinds: dict[str, Any] = {name: (type(value), ...) for name, value in sections.items()}
-        model = create_model("Sections", __base__=Settings, **kinds)
-        return Run(folder, model(**sections))
-
-    return make
+def staging() -> ModuleType:
+    """`dataset_build.download.staging`, which warns while it is imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from dataset_build.download import staging
+    return staging

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import json
+import re
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,39 +15,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import xxhash
+from PIL import Image
 
-from dataset_build import download, records
+from dataset_build import download
 from dataset_build.download import DownloadSettings, shard
 from pipeline.manifest import Damaged, Manifest, Stats
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
+from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
 
 RunStage = Callable[..., list[Manifest]]
 
 
-def uid_of(url: str, text: str) -> bytes:
-    return xxhash.xxh3_128_digest(url.encode() + b"\0" + text.encode())
-
-
-def selected(folder: Path, rows: list[tuple[str, str]], files: int = 2) -> None:
-    for number in range(files):
-        table = pa.Table.from_pylist(
-            [
-                {"uid": uid_of(url, text), "url": url, "text": text, "selected_by": [0]}
-                for url, text in rows[number::files]
-            ],
-            schema=records.SELECTED,
-        )
-        pq.write_table(table, folder / f"selected-{number:05d}.parquet", row_group_size=3)
+def key_of(url: str) -> str:
+    """What the members of a staged tar are named by."""
+    return Pair(url).uid[:8].hex()
 
 
 @pytest.fixture
 def fetch_all(
     tmp_path: Path,
     web: Any,
-    make_run: Callable[..., Run],
-    publish_files: Callable[..., Manifest],
     run_stage: RunStage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[dict[str, Any], list[Manifest], Run]]:
@@ -52,14 +44,16 @@ def fetch_all(
     def go(rows: list[tuple[str, str]], name: str = "run", **settings: Any) -> Any:
         monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
         settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **settings}
-        run = make_run(tmp_path / name, download=DownloadSettings(**settings))
-        publish_files(run, "balance", lambda folder: selected(folder, rows))
+        run = Run(tmp_path / name, Config(download=DownloadSettings(**settings)))
+        pairs = [Pair(*row) for row in rows]
+        run_stage(run, dedup_of(pairs))
+        run_stage(run, balance_of(pairs))
         manifests = run_stage(run, download.STAGE)
-        tables = [
-            pq.read_table(run.path(reference)) for reference in run.find("download:fetched-*")
-        ]
-        by_uid = {row["uid"]: row for row in pa.concat_tables(tables).to_pylist()}
-        return {url: by_uid[uid_of(url, text)] for url, text in rows}, manifests, run
+        tables = [pq.read_table(run.path(r)) for r in run.find("download:fetched-*")]
+        found = pa.concat_tables(tables).to_pylist()
+        assert [row["uid"] for row in found] == sorted(pair.uid for pair in pairs)
+        by_uid = {row["uid"]: row for row in found}
+        return {pair.url: by_uid[pair.uid] for pair in pairs}, manifests, run
 
     return go
 
@@ -115,28 +109,30 @@ def test_every_outcome_is_named_and_counted(fetch_all: Any) -> None:
     rows = [(f"http://site{i % 5}.example{path}", path) for i, path in enumerate(EXPECTED)]
     outcomes, (manifest,), run = fetch_all(rows)
     assert {text: outcomes[url]["status"] for url, text in rows} == EXPECTED
-    kept = {uid_of(url, text).hex() for url, text in rows if EXPECTED[text] == "ok"}
+    kept = {key_of(url) for url, text in rows if EXPECTED[text] == "ok"}
     assert {name.partition(".")[0] for name in staged(run)} == kept
+    for url, text in rows:
+        record = {name: outcomes[url][name] for name in ("url", "text", "page_url", "snapshot")}
+        expected = {"url": url, "text": text, "page_url": "http://page.example/A", "snapshot": "A"}
+        assert record == expected
     stats = manifest.stats
     assert stats.rows_in == len(rows)
     assert stats.rows_out == len(kept)
     reasons = [reason for reason in EXPECTED.values() if reason != "ok"]
     assert stats.dropped == {reason: reasons.count(reason) for reason in reasons}
-    assert [output.name for output in manifest.outputs] == [
-        "fetched-00000.parquet",
-        "staged-00000.tar",
-    ]
+    fetched, tar = (output.name for output in manifest.outputs)
+    assert fetched == "fetched-00000-of-00001.parquet"
+    assert re.fullmatch(r"staged-00000-[0-9a-f]{16}\.tar", tar)
+    assert {row["staged"] for row in outcomes.values()} == {tar, ""}
 
 
 def test_pictures_are_resized_and_deep_ones_are_scaled(fetch_all: Any) -> None:
     rows = [("http://a.example/large.jpg", "large"), ("http://a.example/deep.png", "deep")]
     outcomes, _, run = fetch_all(rows)
-    from PIL import Image
-
     large = outcomes["http://a.example/large.jpg"]
     assert (large["width"], large["height"]) == (341, 256)
     assert (large["original_width"], large["original_height"]) == (800, 600)
-    deep = Image.open(io.BytesIO(staged(run)[f"{uid_of(*rows[1]).hex()}.jpg"]))
+    deep = Image.open(io.BytesIO(staged(run)[f"{key_of(rows[1][0])}.jpg"]))
     assert deep.size == (64, 64)
     assert deep.getpixel((30, 30)) == 128  # 0x8010 of 0xFFFF
 
@@ -147,11 +143,13 @@ def test_an_address_with_many_captions_is_fetched_once(fetch_all: Any, web: Any)
     _, (manifest,), run = fetch_all(rows)
     assert web.hits == ["/picture/1"]
     assert manifest.stats.rows_out == 5
-    assert manifest.stats.counts["pictures"] == 1
+    assert manifest.stats.counts["pictures"] == manifest.stats.counts["addresses"] == 1
+    (fetched,) = (pq.read_table(run.path(r)) for r in run.find("download:fetched-*"))
+    assert set(fetched["text"].to_pylist()) == {text for _, text in rows}
+    assert len(set(fetched["sha256"].to_pylist())) == 1
     members = staged(run)
-    pictures = {members[f"{uid_of(*row).hex()}.jpg"] for row in rows}
-    assert len(pictures) == 1
-    assert {members[f"{uid_of(*row).hex()}.txt"].decode() for row in rows} == {t for _, t in rows}
+    assert sorted(members) == [f"{key_of(url)}.{kind}" for kind in ("jpg", "json", "txt")]
+    assert members[f"{key_of(url)}.txt"].decode() == fetched["text"][0].as_py()
 
 
 def test_tasks_partition_the_pairs_and_give_the_same_outcomes(fetch_all: Any) -> None:
@@ -171,19 +169,20 @@ def test_tasks_partition_the_pairs_and_give_the_same_outcomes(fetch_all: Any) ->
     assert sum((manifest.stats for manifest in many), Stats()) == one[0].stats
 
 
-def test_an_empty_range_publishes_an_empty_shard(fetch_all: Any) -> None:
-    rows = [("http://a.example/ok.jpg", "x"), ("http://a.example/ok.png", "y")]
-    _, manifests, _ = fetch_all(rows, pairs_per_task=1)
-    assert sorted(m.stats.rows_in for m in manifests) in ([1, 1], [0, 2])
+def test_an_empty_range_publishes_no_rows_and_no_tar(fetch_all: Any) -> None:
+    rows = [(f"http://a.example/ok.jpg?{i}", "x") for i in range(60)]
+    low = [row for row in rows if Pair(*row).uid < b"\x80"][:2]
+    _, manifests, _ = fetch_all(low, pairs_per_task=1)
+    assert [m.stats.rows_in for m in manifests] == [2, 0]
+    (output,) = manifests[1].outputs
+    assert (output.name, output.rows) == ("fetched-00001-of-00002.parquet", 0)
 
 
 @pytest.mark.parametrize("write", [0, 1, 7, 15])
 def test_any_failed_write_fails_the_shard(
-    fetch_all: Any, write: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fetch_all: Any, write: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staging: Any
 ) -> None:
     """The Nth write to the tar reports a full disk; later ones succeed, as when space returns."""
-    from dataset_build.download import staging
-
     written = []
     own = staging.FailStopWriter.__init__
 
@@ -208,14 +207,12 @@ def test_any_failed_write_fails_the_shard(
     assert not list((tmp_path / "run" / "download").glob("done/*"))
 
 
-def test_a_picture_that_reads_back_differently_is_damage(tmp_path: Path) -> None:
-    from dataset_build.download.staging import Ledger, Pair, Picture
-
-    uid = "00" * 16
-    ledger = Ledger([[Pair(uid, "x")]], stored={0: Picture(1, 1, 1, 1, bytes(32))})
+def test_a_picture_that_reads_back_differently_is_damage(tmp_path: Path, staging: Any) -> None:
+    stored = {0: staging.Picture(1, 1, 1, 1, bytes(32))}
+    ledger = staging.Ledger([staging.Sample("00" * 8, "x")], stored=stored)
     path = tmp_path / "staged.tar"
     with tarfile.open(path, "w") as tar:
-        member = tarfile.TarInfo(f"{uid}.jpg")
+        member = tarfile.TarInfo(f"{'00' * 8}.jpg")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
     with pytest.raises(Damaged, match="not what was written"):
@@ -223,22 +220,21 @@ def test_a_picture_that_reads_back_differently_is_damage(tmp_path: Path) -> None
     tarfile.open(path, "w").close()
     with pytest.raises(Damaged, match="0 pictures read, 1 written"):
         shard._verify(path, ledger)
+    ledger.samples = [*ledger.samples, staging.Sample("11" * 8, "y")]
+    with pytest.raises(Damaged, match="1 of 2 addresses have an outcome"):
+        shard._verify(path, ledger)
 
 
 def test_a_stop_ends_the_shard_soon_and_publishes_nothing(
-    make_run: Callable[..., Run],
-    tmp_path: Path,
-    web: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    publish_files: Any,
+    tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch, run_stage: RunStage
 ) -> None:
-    import threading
-    import time
-
     monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
-    run = make_run(tmp_path, download=DownloadSettings(timeout_s=20, slow_s=20))
-    rows = [(f"http://a{i}.example/mute", "x") for i in range(4)]
-    publish_files(run, "balance", lambda folder: selected(folder, rows))
+    config = Config(download=DownloadSettings(timeout_s=20, slow_s=20))
+    run = Run(tmp_path, config)
+    pairs = [Pair(f"http://a{i}.example/mute") for i in range(4)]
+    run_stage(run, dedup_of(pairs))
+    run_stage(run, balance_of(pairs))
+    run = Run(tmp_path, config)
     (planned,) = download.STAGE.planned(run, 0, 0)
     folder = tmp_path / "private"
     folder.mkdir()
@@ -259,12 +255,8 @@ def test_staged_metadata_holds_no_exif(fetch_all: Any) -> None:
     assert meta["url"] == "http://a.example/ok.jpg"
 
 
-def test_img2dataset_still_looks_its_transport_up_where_we_put_ours() -> None:
-    import inspect
-
-    from dataset_build.download.staging import img2dataset
-
-    source = inspect.getsource(img2dataset.downloader.Downloader.download_shard)
-    assert "download_image_with_retry(" in source
-    parameters = inspect.signature(img2dataset.downloader.download_image_with_retry).parameters
+def test_img2dataset_still_looks_its_transport_up_where_we_put_ours(staging: Any) -> None:
+    downloader = staging.img2dataset.downloader
+    assert "download_image_with_retry(" in inspect.getsource(downloader.Downloader.download_shard)
+    parameters = inspect.signature(downloader.download_image_with_retry).parameters
     assert next(iter(parameters)) == "row"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -37,6 +39,8 @@ class BalanceSettings(Settings):
 
     cap: int = 40
     mode: str = "quota"
+    spare: float = 0.0
+    domain_share: float | None = None
 
 
 class Config(Settings):
@@ -56,20 +60,31 @@ class FakeBuild:
     """Publishes consistent outputs, stage by stage."""
 
     def __init__(
-        self, folder: Path, *, queries: int = 120, picture: int = 48, captions: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        queries: int = 120,
+        picture: int = 48,
+        balance: BalanceSettings | None = None,
     ) -> None:
-        self.run = Run(folder, Config())
+        self.run = Run(folder, Config(balance=balance or BalanceSettings()))
+        self.delta: tuple[int, int] | None = (17, 5)  # pairs that came and that went
+        self.domain = "photos-{}.example"
         self.random = np.random.default_rng(7)
         self.queries = queries
         self.picture = picture
-        self.captions = captions
+        self.captions: tuple[str, ...] = ()
         ranks = np.arange(1, queries + 1)
         self.counts = (500 / ranks**1.1).astype(np.uint64)
         self.counts[ranks > queries * 0.9] = 0
-        self.selected = [
-            [q] for q, n in enumerate(np.minimum(self.counts, 40).tolist()) for _ in range(n)
-        ]
+        self.raw = self.counts * 3 // 2
+        capped = np.minimum(self.counts, 40).astype(np.int64)
+        # Pairs in the order of their uids: the query that selected each, and all that it contains.
+        self.selected = self.random.permutation(np.repeat(np.arange(queries), capped)).tolist()
         self.selected_count = len(self.selected)
+        self.contained = [
+            sorted({query} if i % 7 else {query, 0}) for i, query in enumerate(self.selected)
+        ]
         self.fetched = int(self.selected_count * 0.7)
         self.kept = self.fetched - self.fetched // 10
 
@@ -131,17 +146,55 @@ class FakeBuild:
         self.publish("dedup", stats=_stats(40_000, Counter(same_address=1_007)))
 
     def make_balance(self) -> None:
-        def write(folder: Path) -> None:
-            np.save(folder / "counts.npy", self.counts)
-            np.save(folder / "tau.npy", self.counts)
-            half = len(self.selected) // 2
-            for part, rows in enumerate((self.selected[:half], self.selected[half:])):
-                lists = pa.array(rows, pa.list_(pa.uint32()))
-                table = pa.table({"query_ids": lists, "selected_by": lists})
-                pq.write_table(table, folder / f"selected-{part:05d}.parquet")
-
         n = self.selected_count
-        self.publish("balance", write, _stats(n, Counter(over_cap=40_000 - n)))
+        stats = _stats(n, Counter(over_cap=40_000 - n))
+        if self.delta:
+            stats.counts["came"], stats.counts["went"] = self.delta
+        self.publish("balance", self.write_balance, stats)
+
+    def write_balance(self, folder: Path) -> None:
+        """The files of a whole selection."""
+        np.save(folder / "counts.npy", self.counts)
+        np.save(folder / "tau.npy", self.counts)
+        selected = self.tally(self.selected)
+        columns = {
+            "query_id": np.arange(self.queries, dtype=np.uint32),
+            "raw": self.raw,
+            "count": self.counts,
+            "charged": self.counts,
+            "selected": selected,
+            "in_union": self.tally(itertools.chain(*self.contained)),
+        }
+        pq.write_table(pa.table(columns), folder / "coverage.parquet")
+        half = self.selected_count // 2
+        for part, these in enumerate((slice(half), slice(half, None))):
+            table = {
+                "uid": pa.array([_uid(i) for i in range(self.selected_count)][these], records.UID),
+                "query_ids": pa.array(self.contained[these], pa.list_(pa.uint32())),
+                "selected_by": pa.array([[q] for q in self.selected[these]], pa.list_(pa.uint32())),
+            }
+            pq.write_table(pa.table(table), folder / f"selected-{part:05d}.parquet")
+        # Half of a query's pairs from one domain, half of the rest from the next, and so on.
+        domains = [
+            (q, self.domain.format(q % 5 + place), n >> place, int(selected[q]) >> place)
+            for q, n in enumerate(self.counts.tolist()[:100])
+            for place in range(1, 11)
+            if n >> place
+        ]
+        names = ("query_id", "domain", "count", "selected")
+        types = (pa.uint32(), pa.string(), pa.uint64(), pa.uint64())
+        rows = [dict(zip(names, row, strict=True)) for row in domains]
+        schema = pa.schema(list(zip(names, types, strict=True)))
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / "domains.parquet")
+        if self.delta:
+            came, went = self.delta
+            uids = pa.array([_uid(i) for i in range(came + went)], records.UID)
+            delta = {"uid": uids, "came": [True] * came + [False] * went}
+            pq.write_table(pa.table(delta), folder / "delta-00000.parquet")
+
+    def tally(self, queries: Iterable[int]) -> npt.NDArray[np.uint64]:
+        """How often each query occurs."""
+        return np.bincount(list(queries), minlength=self.queries).astype(np.uint64)
 
     def make_download(self) -> None:
         reasons = ["not_found", "timed_out", "not_an_image", "robots", "too_small"]
@@ -172,7 +225,8 @@ class FakeBuild:
         lost = self.fetched - self.kept
         half = lost // 2
         stats = _stats(self.kept, Counter(near_duplicate=half, evaluation_picture=lost - half))
-        self.publish("screen", stats=stats)
+        downloaded = self.tally(self.selected[: self.fetched])
+        self.publish("screen", lambda f: np.save(f / "downloaded.npy", downloaded), stats)
 
     def make_pack(self) -> None:
         self.publish("pack", self._write_pack, _stats(self.kept, Counter()))
@@ -187,19 +241,18 @@ class FakeBuild:
             members: dict[str, bytes] = {}
             some: list[dict[str, Any]] = []
             for sample in range(shard * size, min(self.kept, (shard + 1) * size)):
-                uid = sample.to_bytes(4, "big") + bytes(12)
-                query = sample % 97
+                uid = _uid(sample)
+                query = self.selected[sample]
                 caption = f"a picture of query {query} number {sample}"
                 if sample < len(self.captions):
                     caption = self.captions[sample]
-                members[f"{uid.hex()}.jpg"] = _picture(sample % 97, self.picture)
+                members[f"{uid.hex()}.jpg"] = _picture(query, self.picture)
                 members[f"{uid.hex()}.txt"] = caption.encode()
                 members[f"{uid.hex()}.json"] = b"{}"
-                ids = sorted({query, sample % 7})
                 row: dict[str, Any] = {
                     "uid": uid,
                     "shard": name,
-                    "query_ids": ids,
+                    "query_ids": self.contained[sample],
                     "selected_by": [query],
                 }
                 some.append(row)
@@ -245,6 +298,10 @@ class FakeBuild:
         }
         path = self.run.stage_folder("evaluate") / "evaluation.json"
         path.write_text(json.dumps(results))
+
+
+def _uid(number: int) -> bytes:
+    return number.to_bytes(4, "big") + bytes(12)
 
 
 def _stats(rows_out: int, dropped: Counter[str]) -> Stats:

@@ -17,7 +17,7 @@ from tests.dataset_build.report.fake_build import NAMES, STAGES, FakeBuild
 
 def test_totals_are_the_sums_of_the_manifests(fake_build: FakeBuild) -> None:
     fake_build.through("evaluate")
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     assert [stage["name"] for stage in made["stages"]] == list(NAMES)
     for stage in made["stages"]:
         total = sum((m.stats for m in fake_build.run.manifests(stage["name"])), Stats())
@@ -36,7 +36,7 @@ def test_totals_are_the_sums_of_the_manifests(fake_build: FakeBuild) -> None:
 
 def test_histogram_bins_come_in_the_order_of_their_numbers(fake_build: FakeBuild) -> None:
     fake_build.through("match")
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     assert list(made["stages"][2]["histograms"]["queries_a_text"]) == ["1", "2", "3", "10"]
 
 
@@ -69,7 +69,7 @@ def test_it_can_be_written_at_any_moment(fake_build: FakeBuild, last: str | None
 def test_a_stage_half_done_is_counted_so_far(fake_build: FakeBuild) -> None:
     stats = Stats(10, 7, Counter(no_alt=3))
     fake_build.publish("extract", stats=stats, index=1, planned=4)
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     extract = made["stages"][1]
     assert extract["state"] == "1 of 4 tasks"
     assert (extract["rows_in"], extract["rows_out"], extract["dropped"]) == (10, 7, {"no_alt": 3})
@@ -79,11 +79,11 @@ def test_a_stage_half_done_is_counted_so_far(fake_build: FakeBuild) -> None:
 def test_rows_lost_between_stages_are_seen(fake_build: FakeBuild) -> None:
     fake_build.through("dedup")
     fake_build.publish("dedup", stats=Stats(40_999, 40_999))
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     handovers = {(h["from"], h["to"]): h["equal"] for h in made["accounting"]["handovers"]}
     assert handovers["extract", "match"] is True
     fake_build.publish("match", stats=Stats(5, 5), index=1, planned=2)
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     handovers = {(h["from"], h["to"]): h["equal"] for h in made["accounting"]["handovers"]}
     assert handovers["extract", "match"] is False
     assert "match took in" in report.write(fake_build.run, STAGES).read_text()
@@ -102,7 +102,7 @@ def test_downloads_are_counted_from_the_records_of_every_pair(fake_build: FakeBu
 
 def test_the_dataset_is_described_shard_by_shard(fake_build: FakeBuild) -> None:
     fake_build.through("pack")
-    made, _ = gather(fake_build.run, STAGES)
+    made, *_ = gather(fake_build.run, STAGES)
     dataset = made["dataset"]
     assert made["fingerprint"] == "f00d" * 16
     assert dataset["pairs"] == fake_build.kept

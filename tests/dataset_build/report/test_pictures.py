@@ -15,12 +15,13 @@ from tests.dataset_build.report.fake_build import STAGES, FakeBuild
 
 def test_samples_are_spread_evenly_and_show_the_packed_bytes(fake_build: FakeBuild) -> None:
     fake_build.through("pack")
-    made, sampled = gather(fake_build.run, STAGES)
+    made, sampled, _ = gather(fake_build.run, STAGES)
     numbers = [int(picture.uid[:8], 16) for picture in sampled]
     assert numbers == [i * fake_build.kept // pictures.COUNT for i in range(pictures.COUNT)]
     for number, picture, row in zip(numbers, sampled, made["pictures"], strict=True):
-        assert picture.caption == f"a picture of query {number % 97} number {number}"
-        assert row["selected_by"] == [f"query {number % 97}"]
+        query = fake_build.selected[number]
+        assert picture.caption == f"a picture of query {query} number {number}"
+        assert row["selected_by"] == [f"query {query}"]
         data = base64.b64decode(picture.data.partition(",")[2])
         with Image.open(io.BytesIO(data)) as image:
             assert image.size == (48, 36)
@@ -30,10 +31,10 @@ def test_samples_are_spread_evenly_and_show_the_packed_bytes(fake_build: FakeBui
 def test_the_page_stays_small(fake_build: FakeBuild, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_build.picture = 120
     fake_build.through("pack")
-    _, large = gather(fake_build.run, STAGES)
+    _, large, _ = gather(fake_build.run, STAGES)
     weight = sum(len(picture.data) for picture in large)
     monkeypatch.setattr(pictures, "MAX_BYTES", weight - 1)
-    _, small = gather(fake_build.run, STAGES)
+    _, small, _ = gather(fake_build.run, STAGES)
     assert len(small) == len(large)
     assert sum(len(picture.data) for picture in small) < weight
 
@@ -44,7 +45,7 @@ def test_a_picture_that_does_not_decode_is_said_to_be_so(fake_build: FakeBuild) 
     data = bytearray(shard.read_bytes())
     data[512:540] = bytes(28)  # the first picture's beginning
     shard.write_bytes(data)
-    _, sampled = gather(fake_build.run, STAGES)
+    _, sampled, _ = gather(fake_build.run, STAGES)
     assert sampled[0].data == ""
     assert all(picture.data for picture in sampled[1:])
 
@@ -52,5 +53,5 @@ def test_a_picture_that_does_not_decode_is_said_to_be_so(fake_build: FakeBuild) 
 def test_long_captions_are_cut(fake_build: FakeBuild) -> None:
     fake_build.captions = ("x" * 5000,)
     fake_build.through("pack")
-    _, sampled = gather(fake_build.run, STAGES)
+    _, sampled, _ = gather(fake_build.run, STAGES)
     assert len(sampled[0].caption) == 601

@@ -1,0 +1,345 @@
+"""The work of balance's six phases; memory is bounded by the query list, a batch and a range."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataset_build import dedup, domains, records, selection, uid_range
+from dataset_build.balance import BalanceSettings, Mode
+from dataset_build.hashing import U64, halves
+from dataset_build.thresholds import (
+    NO_LIMIT,
+    U32,
+    Bool,
+    Entries,
+    Limit,
+    Thresholds,
+    by_ranges,
+    entries,
+    likely_bound,
+    merge,
+    missing,
+    priority,
+)
+from pipeline.manifest import Stats
+from pipeline.stage import Attempt
+
+_BATCH_ROWS = 65_536
+_ROW_GROUP = 16_384
+_RANGE_ENTRIES = 8_000_000  # of 28 bytes (36 with domains); sorting them takes as much again
+_HEADS = 100  # queries whose domains are reported
+_DOMAINS = 10  # domains reported of each
+
+HEAD_DOMAINS = pa.schema(
+    [("query_id", pa.uint32()), ("domain", pa.string()), ("selected", pa.uint64())]
+)
+"""How many of the pairs that a query selected, a fair sample of its pairs, a domain serves."""
+
+DELTA = pa.schema([("uid", records.UID), ("came", pa.bool_())])
+"""What differs from the selection before: in now, or out."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matches by which a query may select a pair, of one batch; arrays of one length."""
+
+    row: selection.Rows
+    query: U32
+    high: U64
+    low: U64
+    domain: U64 | None
+    """Hashes; None where domains are not limited."""
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, mode: Mode, counts: U64, limit: Limit) -> Matches:
+        """Those of a batch with columns uid, query_ids and, where it is limited, domain."""
+        row, query = selection.matches(batch["query_ids"])
+        if mode == "attributed":
+            row, query = selection.rarest(row, query, counts)
+        high, low = halves(batch["uid"])
+        domain = None if limit.per_domain is None else domains.hashed(batch["domain"])[row]
+        return cls(row, query, high[row], low[row], domain)
+
+    def where(self, mask: Bool) -> Matches:
+        """A part of them."""
+        (at,) = np.nonzero(mask)
+        domain = None if self.domain is None else self.domain[at]
+        return Matches(self.row[at], self.query[at], self.high[at], self.low[at], domain)
+
+
+def _count(attempt: Attempt) -> Stats:
+    pairs, queries_path = attempt.inputs()
+    queries = pq.read_metadata(queries_path).num_rows
+    counts = np.zeros(queries, np.uint64)
+    for batch in _read(attempt, pairs, ["query_ids"]):
+        counts += selection.count(selection.matches(batch["query_ids"])[1], queries)
+    np.save(attempt.folder / f"count-{_part(attempt)}.npy", counts)
+    return Stats()
+
+
+def _total(attempt: Attempt) -> Stats:
+    np.save(attempt.folder / "counts.npy", _sum(attempt.inputs()))
+    return Stats()
+
+
+def _sketch(attempt: Attempt) -> Stats:
+    settings: BalanceSettings = attempt.settings
+    pairs, counts_path = attempt.inputs()
+    counts: U64 = np.load(counts_path)
+    bound = likely_bound(counts, settings.depth)
+    if settings.max_cap is not None:
+        bound[bound == 0] = NO_LIMIT  # a smaller cap may bind those as well
+    if settings.mode == "attributed":
+        charged = np.zeros_like(counts)
+        for batch in _read(attempt, pairs, ["uid", "query_ids"]):
+            matches = Matches.of(batch, settings.mode, counts, Limit(1))
+            charged += selection.count(matches.query, counts.size)
+        np.save(attempt.folder / f"charged-{_part(attempt)}.npy", charged)
+        # How many pairs are charged to a query in all files is not known yet: keep all it may take.
+        bound = np.full_like(bound, NO_LIMIT)
+    sketch = _sketch_file(attempt, pairs, counts, bound)
+    np.save(attempt.folder / f"sketch-{_part(attempt)}.npy", sketch)
+    return Stats(counts=Counter(sketch_entries=sketch.size))
+
+
+def _sketch_file(
+    attempt: Attempt, pairs: Path, counts: U64, bound: U64, only: Bool | None = None
+) -> Entries:
+    """The sketch of a file's matches whose priority is within its query's bound.
+
+    `only`: a mask of the queries wanted. Memory: twice the sketch and `_RANGE_ENTRIES` more.
+    """
+    settings: BalanceSettings = attempt.settings
+    limit, hash_of = settings.depth, priority(settings.seed)
+    columns = ["uid", "query_ids", *(["domain"] if limit.per_domain else [])]
+    sketch, found, pending = np.zeros(0, limit.entry), [], 0
+    for batch in _read(attempt, pairs, columns):
+        matches = Matches.of(batch, settings.mode, counts, limit)
+        if only is not None:
+            matches = matches.where(only[matches.query])
+        h = hash_of(matches.high, matches.low, matches.query)
+        near = h <= bound[matches.query]
+        matches, h = matches.where(near), h[near]
+        found.append(entries(matches.high, matches.low, matches.query, h, matches.domain))
+        pending += h.size
+        if pending > _RANGE_ENTRIES:
+            sketch, found, pending = merge([sketch, *found], limit), [], 0
+    return merge([sketch, *found], limit)
+
+
+def _thresholds(attempt: Attempt) -> Stats:
+    """tau, last and full; `due`, what each query must select, where it is known."""
+    settings: BalanceSettings = attempt.settings
+    limit, depth = settings.limit, settings.depth
+    paths = dict(zip(attempt.task.reads, attempt.inputs(), strict=True))
+    counts: U64 = np.load(next(iter(paths.values())))
+    stats = Stats()
+    charged, due = counts, np.zeros(0, np.uint64)
+    if settings.mode == "metaclip":
+        thresholds = Thresholds.independent(counts, limit.pairs)
+    else:
+        if settings.mode == "attributed":
+            charged = _sum(path for name, path in paths.items() if "charged-" in name)
+        due = np.minimum(charged, np.uint64(limit.pairs))
+        sketches = [np.load(p, mmap_mode="r") for n, p in paths.items() if "sketch-" in n]
+        pairs = [path for name, path in paths.items() if name.startswith("dedup:")]
+        found = []
+        for first, stop, parts in by_ranges(sketches, counts.size, _RANGE_ENTRIES):
+            attempt.stop.check()
+            attempt.progress(first, counts.size, "queries")
+            sketch = merge(parts, depth)
+            lacking = missing(sketch, charged[first:stop], depth, first)
+            if lacking.size:
+                stats.counts["rescanned_queries"] += lacking.size
+                only = np.zeros(counts.size, bool)
+                only[lacking] = True
+                unbounded = np.full_like(counts, NO_LIMIT)
+                for path in pairs:
+                    more = _sketch_file(attempt, path, counts, unbounded, only)
+                    sketch = merge([sketch, more], depth)
+            sketch = merge([sketch], limit)
+            found.append(Thresholds.of(sketch, charged[first:stop], limit, first))
+            if limit.per_domain is not None:
+                held = selection.count(sketch["query_id"], counts.size)[first:stop]
+                binds = limit.may_bind(charged[first:stop])
+                due[first:stop][binds] = held[binds]
+        thresholds = Thresholds.join(found)
+    np.save(attempt.folder / "charged.npy", charged)
+    np.save(attempt.folder / "due.npy", due)
+    for name in ("tau", "last", "full"):
+        np.save(attempt.folder / f"{name}.npy", getattr(thresholds, name))
+    return stats
+
+
+def _select(attempt: Attempt) -> Stats:
+    settings: BalanceSettings = attempt.settings
+    pairs, *arrays = attempt.inputs()
+    counts, charged, tau, last, full = (np.load(path) for path in arrays)
+    thresholds, limit = Thresholds(tau, last, full), settings.limit
+    hash_of = priority(settings.seed)
+    heads = np.zeros(counts.size, bool)
+    heads[np.argsort(-counts.astype(np.int64), kind="stable")[:_HEADS]] = True
+    served: Counter[tuple[int, str]] = Counter()
+    stats = Stats()
+    uids = [pa.array([], records.UID)]
+    path = attempt.folder / f"selected-{_part(attempt)}.parquet"
+    with pq.ParquetWriter(path, records.SELECTED, compression="zstd") as writer:
+        for batch in _read(attempt, pairs, records.PAIRS.names):
+            matches = Matches.of(batch, settings.mode, counts, limit)
+            row, query = matches.row, matches.query
+            h = hash_of(matches.high, matches.low, query)
+            chosen = thresholds.admit(matches.high, matches.low, query, h, matches.domain)
+            selected_by = selection.lists(row[chosen], query[chosen], batch.num_rows)
+            chance = thresholds.chance(query, matches.domain, limit, charged)
+            probability = selection.probability(row, chance, batch.num_rows)
+            number = pc.list_value_length(selected_by).to_numpy()
+            kept = np.flatnonzero(number)
+            unmatched = batch.num_rows - np.unique(row).size
+            stats.rows_in += batch.num_rows
+            stats.rows_out += kept.size
+            stats.drop("unmatched", unmatched)
+            stats.drop("over_cap", batch.num_rows - unmatched - kept.size)
+            for queries, rows in zip(*np.unique(number[kept], return_counts=True), strict=True):
+                stats.observe("selected_by", queries, int(rows))
+            head = np.flatnonzero(chosen & heads[query])
+            names = batch["domain"].take(pa.array(row[head])).to_pylist()
+            served.update(zip(query[head].tolist(), names, strict=True))
+            columns = [*batch.columns, selected_by, pa.array(probability)]
+            table = pa.Table.from_arrays(columns, names=records.SELECTED.names)
+            table = table.take(pa.array(kept)).cast(records.SELECTED)
+            uids += table["uid"].chunks
+            writer.write_table(table, row_group_size=_ROW_GROUP)
+    _write_domains(attempt.folder / f"domains-{_part(attempt)}.parquet", served)
+    _write_delta(attempt, pa.concat_arrays(uids), stats)
+    return stats
+
+
+def _write_domains(path: Path, served: Mapping[tuple[int, str], int]) -> None:
+    rows = [
+        {"query_id": query, "domain": domain, "selected": pairs}
+        for (query, domain), pairs in sorted(served.items())
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=HEAD_DOMAINS), path, compression="zstd")
+
+
+def _write_delta(attempt: Attempt, now: pa.Array, stats: Stats) -> None:
+    """`delta-*.parquet`: this file's uids against the last complete selection, if there is one."""
+    run = attempt.run
+    before = [
+        run.stage_folder("balance") / "store" / manifest.store / output.name
+        for manifest in run.completed("balance")
+        for output in manifest.outputs
+        if output.name.startswith("selected-")
+    ]
+    if not before:
+        return
+    buckets: int = run.settings("match").buckets
+    start, stop = dedup.groups(run)[attempt.task.params["part"]]
+    first, last = uid_range.bounds(start, buckets)[0], uid_range.bounds(stop - 1, buckets)[1]
+    earlier = uid_range.read(before, first, last, ["uid"], attempt.stop.check)
+    both = pa.concat_arrays([*earlier["uid"].chunks, now])
+    high, low = halves(both)
+    order = np.lexsort((low, high))
+    same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
+    alone = order[~np.append(same, False) & ~np.append(False, same)]
+    came = alone >= earlier.num_rows
+    stats.counts["came"] += int(came.sum())
+    stats.counts["went"] += int((~came).sum())
+    delta = pa.table([both.take(pa.array(alone)), pa.array(came)], schema=DELTA)
+    path = attempt.folder / f"delta-{_part(attempt)}.parquet"
+    pq.write_table(delta, path, compression="zstd", row_group_size=1 << 20)
+
+
+def _check(attempt: Attempt) -> Stats:
+    """Prove that every query selected exactly what is due; write what became of each."""
+    settings: BalanceSettings = attempt.settings
+    paths = dict(zip(attempt.task.reads, attempt.inputs(), strict=True))
+    counts_path, charged_path, due_path = list(paths.values())[:3]
+    counts, charged, due = np.load(counts_path), np.load(charged_path), np.load(due_path)
+    raw = _sum(path for name, path in paths.items() if name.startswith("dedup:raw-"))
+    selected, in_union = np.zeros_like(counts), np.zeros_like(counts)
+    served: Counter[tuple[int, str]] = Counter()
+    for name, path in paths.items():
+        if "selected-" in name:
+            for batch in _read(attempt, path, ["query_ids", "selected_by"]):
+                in_union += selection.count(selection.matches(batch["query_ids"])[1], counts.size)
+                selected += selection.count(selection.matches(batch["selected_by"])[1], counts.size)
+        elif "domains-" in name:
+            for row in pq.read_table(path).to_pylist():
+                served[row["query_id"], row["domain"]] += row["selected"]
+    if due.size:
+        wrong = np.flatnonzero(selected != due)
+        assert not wrong.size, (
+            f"{wrong.size} queries did not select min(count, cap) pairs, the first is {wrong[0]}: "
+            f"{selected[wrong[0]]} of {charged[wrong[0]]}, due {due[wrong[0]]}"
+        )
+    ranked: dict[int, list[tuple[int, str]]] = {}
+    for (query, domain), pairs in served.items():
+        ranked.setdefault(query, []).append((-pairs, domain))
+    top = {
+        (query, domain): -pairs
+        for query, rows in ranked.items()
+        for pairs, domain in sorted(rows)[:_DOMAINS]
+    }
+    _write_domains(attempt.folder / "domains.parquet", top)
+    table = {
+        "query_id": pa.array(np.arange(counts.size, dtype=np.uint32)),
+        "raw": pa.array(raw),
+        "count": pa.array(counts),
+        "charged": pa.array(charged),
+        "selected": pa.array(selected),
+        "in_union": pa.array(in_union),
+    }
+    pq.write_table(pa.table(table), attempt.folder / "coverage.parquet", compression="zstd")
+    limit = settings.limit.pairs
+    numbers = {
+        "queries": counts.size,
+        "zero_hit_queries": np.count_nonzero(counts == 0),
+        "capped_queries": np.count_nonzero(selected < charged),
+        "over_cap_selected": np.count_nonzero(selected > limit),
+        "over_cap_in_union": np.count_nonzero(in_union > limit),
+        "matches": counts.sum(),
+        "selections": selected.sum(),
+    }
+    return Stats(counts=Counter({name: int(number) for name, number in numbers.items()}))
+
+
+def _part(attempt: Attempt) -> str:
+    return f"{attempt.task.params['part']:05d}"
+
+
+def _sum(paths: Iterable[Path]) -> U64:
+    first, *others = paths
+    total: U64 = np.load(first)
+    for path in others:
+        total += np.load(path)
+    return total
+
+
+def _read(attempt: Attempt, path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of a parquet file; a stop is honoured between them."""
+    with pq.ParquetFile(path) as parquet:
+        done = 0
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            attempt.stop.check()
+            yield batch
+            done += batch.num_rows
+            attempt.progress(done, parquet.metadata.num_rows)
+
+
+PHASES: dict[str, Callable[[Attempt], Stats]] = {
+    "count": _count,
+    "total": _total,
+    "sketch": _sketch,
+    "thresholds": _thresholds,
+    "select": _select,
+    "check": _check,
+}

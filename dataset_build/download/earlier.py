@@ -1,0 +1,89 @@
+"""What earlier downloads of a run have fetched, so that nothing is asked for twice.
+
+A picture is known by its address, the first half of a uid. Outcomes are taken over as they are,
+failures too; the tars that hold the pictures become part of the new task's output under a second
+name (a hard link), so nothing is copied, and the old task's output can go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dataset_build import uid_range
+from dataset_build.download import DownloadSettings
+from dataset_build.records import FETCHED
+from pipeline.manifest import Manifest, digest, everything
+from pipeline.stage import Attempt
+
+_OUTPUT = re.compile(r"(?:fetched|unused)-(?P<part>\d+)-of-(?P<parts>\d+)\.parquet")
+_SETTINGS = b"openwit.download"
+
+
+def metadata(settings: DownloadSettings, version: int) -> dict[bytes, bytes]:
+    """What marks outcomes: those of other settings, that make other pictures, are not taken."""
+    identity = settings.identity()
+    del identity["pairs_per_task"]
+    return {_SETTINGS: digest([version, identity]).encode()}
+
+
+class Earlier:
+    """Outcomes of a range of uids: by uid, and the best of each address; and where the tars are."""
+
+    def __init__(
+        self, attempt: Attempt, first: bytes, last: bytes, marks: dict[bytes, bytes]
+    ) -> None:
+        self.by_uid: dict[bytes, dict[str, Any]] = {}
+        self.by_address: dict[bytes, dict[str, Any]] = {}
+        self.tars: dict[str, Path] = {}
+        self._folder = attempt.folder
+        stage_folder = attempt.run.stage_folder(attempt.task.stage)
+        for manifest in everything(stage_folder):
+            store = stage_folder / "store" / manifest.store
+            paths = [store / name for name in _overlapping(manifest, first, last)]
+            rows = _rows(paths, first, last, marks, attempt.stop.check)
+            if rows:
+                tars = (o.name for o in manifest.outputs if o.name.endswith(".tar"))
+                self.tars.update({name: store / name for name in tars})
+            for row in rows:
+                # Several may know a pair or an address: a picture is better than none.
+                for known, key in ((self.by_uid, row["uid"]), (self.by_address, row["uid"][:8])):
+                    if key not in known or (row["status"] == "ok") > (known[key]["status"] == "ok"):
+                        known[key] = row
+
+    def keep(self, tar: str) -> None:
+        """Make a tar an output of this task too."""
+        target = self._folder / tar
+        if not target.exists():
+            os.link(self.tars[tar], target)
+
+
+def _overlapping(manifest: Manifest, first: bytes, last: bytes) -> list[str]:
+    names = []
+    for output in manifest.outputs:
+        if found := _OUTPUT.fullmatch(output.name):
+            low, high = uid_range.bounds(int(found["part"]), int(found["parts"]))
+            if low <= last and high >= first:
+                names.append(output.name)
+    return names
+
+
+def _rows(
+    paths: list[Path],
+    first: bytes,
+    last: bytes,
+    marks: dict[bytes, bytes],
+    check: Callable[[], None],
+) -> list[dict[str, Any]]:
+    same = [
+        path for path in paths if (pq.read_schema(path).metadata or {}).items() >= marks.items()
+    ]
+    if not same:
+        return []
+    rows: list[dict[str, Any]] = uid_range.read(same, first, last, FETCHED.names, check).to_pylist()
+    return rows

@@ -1,0 +1,274 @@
+"""What was fetched once is taken over, whatever is selected, and however it is cut into tasks."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataset_build import download
+from dataset_build.download import DownloadSettings
+from pipeline.manifest import Stats
+from pipeline.stage import Run
+from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
+from tests.dataset_build.inline import InlineExecutor
+
+from .conftest import HostileWeb, picture
+
+
+class Downloads:
+    """One run folder, downloaded into again and again."""
+
+    def __init__(self, folder: Path, web: HostileWeb, inline: InlineExecutor) -> None:
+        self.folder, self._web, self._inline = folder, web, inline
+        self.run = Run(folder, Config())
+
+    def __call__(
+        self, selected: list[Pair], known: list[Pair] | None = None, **settings: Any
+    ) -> list[str]:
+        """Select these pairs (of those that `known` has texts of); what the server was asked."""
+        config = Config(
+            download=DownloadSettings(
+                **{"timeout_s": 5.0, "polite_connections": 8, "pairs_per_task": 8, **settings}
+            )
+        )
+        self.run = Run(self.folder, config)
+        self._web.hits.clear()
+        stages = [dedup_of(known or selected), balance_of(selected), download.STAGE]
+        self._inline.advance(self.run, stages)
+        rows = self.rows()
+        assert [row["uid"] for row in rows] == sorted(pair.uid for pair in selected)
+        for row, pair in zip(rows, sorted(selected, key=lambda pair: pair.uid), strict=True):
+            assert (row["url"], row["text"], row["snapshot"]) == pair
+            assert (row["page_url"], row["file"]) == (
+                f"http://page.example/{pair.snapshot}",
+                f"file of {pair.snapshot}",
+            )
+        return sorted(self._web.hits)
+
+    def rows(self, kind: str = "fetched") -> list[dict[str, Any]]:
+        paths = [self.run.path(r) for r in self.run.find(f"download:{kind}-*")]
+        return list(pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist())
+
+    @property
+    def outcomes(self) -> dict[bytes, dict[str, Any]]:
+        """By address."""
+        return {row["uid"][:8]: row for row in self.rows()}
+
+    @property
+    def stats(self) -> Stats:
+        return sum((m.stats for m in self.run.manifests("download")), Stats())
+
+    def tars(self) -> dict[str, tuple[int, dict[str, bytes]]]:
+        """Of each tar that is published: its inode, and what it holds."""
+        return {path.name: (path.stat().st_ino, dict(_members(path))) for path in self._tars()}
+
+    def _tars(self) -> list[Path]:
+        return [self.run.path(reference) for reference in self.run.find("download:staged-*")]
+
+    def check_pictures(self) -> None:
+        """Every outcome names a tar of its own task, and that holds what the server serves."""
+        for manifest in self.run.manifests("download"):
+            store = self.folder / "download" / "store" / manifest.store
+            names = [output.name for output in manifest.outputs]
+            for fetched in (name for name in names if name.endswith(".parquet")):
+                for row in pq.read_table(store / fetched).to_pylist():
+                    assert (row["staged"] in names) == (row["status"] == "ok")
+                    if row["status"] == "ok":
+                        data = dict(_members(store / row["staged"]))[f"{row['uid'][:8].hex()}.jpg"]
+                        assert _alike(data, picture(int(row["url"].rpartition("/")[2])))
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            assert content is not None
+            yield member.name, content.read()
+
+
+def _alike(stored: bytes, served: bytes) -> bool:
+    """The same noise, encoded twice."""
+    import numpy as np
+    from PIL import Image
+
+    a, b = (np.asarray(Image.open(io.BytesIO(data)), np.float64) for data in (stored, served))
+    return a.shape == b.shape and float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) > 0.9
+
+
+@pytest.fixture
+def select(
+    tmp_path: Path, web: HostileWeb, inline: InlineExecutor, monkeypatch: pytest.MonkeyPatch
+) -> Downloads:
+    monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
+    return Downloads(tmp_path / "run", web, inline)
+
+
+def pictures(*numbers: int, snapshot: str = "A") -> list[Pair]:
+    return [Pair(f"http://a.example/picture/{i}", "x", snapshot) for i in numbers]
+
+
+def failing(*numbers: int) -> list[Pair]:
+    return [Pair(f"http://a.example/status/404?{i}") for i in numbers]
+
+
+def asked(pairs: list[Pair]) -> list[str]:
+    return sorted(pair.url.removeprefix("http://a.example") for pair in pairs)
+
+
+FIRST = pictures(*range(14)) + failing(0, 1, 2)
+MORE = pictures(*range(14, 24)) + failing(3, 4)
+
+
+@pytest.fixture
+def grown(select: Downloads) -> Downloads:
+    """FIRST was downloaded, then FIRST and MORE."""
+    assert select(FIRST, FIRST + MORE) == asked(FIRST)
+    assert select(FIRST + MORE) == asked(MORE)
+    return select
+
+
+def test_a_larger_selection_asks_for_what_is_new(select: Downloads) -> None:
+    assert select(FIRST, FIRST + MORE) == asked(FIRST)
+    before, tars = select.outcomes, select.tars()
+    assert select.stats.counts["pairs_known"] == 0
+    assert select(FIRST + MORE) == asked(MORE)
+    after = select.outcomes
+    assert {key: after[key] for key in before} == before
+    assert select.stats.counts["pairs_known"] == len(FIRST)
+    assert select.stats.counts["addresses"] == len(MORE)
+    assert select.stats.counts["pictures"] == 10
+    assert (select.stats.rows_in, select.stats.rows_out) == (len(FIRST + MORE), 24)
+    assert select.stats.dropped == {"dead_link": 5}
+    grown = select.tars()
+    assert {name: grown[name] for name in tars} == tars  # the very inodes: links, not copies
+    assert len(grown) > len(tars)
+    select.check_pictures()
+
+
+def test_going_back_and_forth_asks_for_nothing(grown: Downloads) -> None:
+    after, tars = grown.outcomes, grown.tars()
+    assert grown(FIRST, FIRST + MORE) == []
+    assert {row["uid"] for row in grown.rows("unused")} == {pair.uid for pair in MORE}
+    assert grown.tars() == tars
+    assert (grown.stats.rows_in, grown.stats.rows_out) == (len(FIRST), 14)
+    grown.check_pictures()
+    assert grown(pictures(30), FIRST + MORE + pictures(30)) == ["/picture/30"]
+    assert grown(FIRST + MORE) == []
+    assert grown.outcomes == after
+    assert {row["uid"] for row in grown.rows("unused")} == {pair.uid for pair in pictures(30)}
+    grown.check_pictures()
+
+
+@pytest.mark.parametrize(
+    "other", [{"image_size": 32}, {"timeout_s": 6.0}, {"user_agent": "other/1"}]
+)
+def test_other_settings_fetch_everything_again(select: Downloads, other: dict[str, Any]) -> None:
+    select(FIRST)
+    before = select.outcomes
+    assert select(FIRST, **other) == asked(FIRST)
+    assert select.stats.counts["pairs_known"] == 0
+    heights = {row["height"] for row in select.outcomes.values() if row["status"] == "ok"}
+    assert heights == ({32} if "image_size" in other else {48})
+    assert (select.outcomes == before) == ("image_size" not in other)
+
+
+@pytest.mark.parametrize("other", [{"threads": 1}, {"polite_connections": 1}, {"contact": "me"}])
+def test_operational_settings_do_not(select: Downloads, other: dict[str, Any]) -> None:
+    select(FIRST)
+    assert select(FIRST + MORE, **other) == asked(MORE)
+
+
+@pytest.mark.parametrize("pairs_per_task", [1, 5, 1000])
+def test_other_ranges_ask_for_nothing(grown: Downloads, pairs_per_task: int) -> None:
+    before, tars, tasks = grown.outcomes, grown.tars(), len(grown.run.plan("download"))
+    assert grown(FIRST + MORE, pairs_per_task=pairs_per_task) == []
+    assert len(grown.run.plan("download")) == -(-len(FIRST + MORE) // pairs_per_task) != tasks
+    assert grown.outcomes == before
+    assert grown.tars() == tars
+    grown.check_pictures()
+    assert grown(FIRST, FIRST + MORE) == []
+    assert grown(FIRST + MORE + pictures(30), pairs_per_task=pairs_per_task) == ["/picture/30"]
+    assert {key: grown.outcomes[key] for key in before} == before
+
+
+def test_another_caption_of_an_address_takes_its_outcome(select: Downloads) -> None:
+    select(FIRST)
+    before = select.outcomes
+    captions = [Pair(pair.url, "another") for pair in FIRST]
+    assert select(captions, FIRST + captions) == []
+    after = select.outcomes
+    differ = {"uid", "text"}
+    for key, row in before.items():
+        assert {n for n in row if row[n] != after[key][n]} == differ
+    select.check_pictures()
+    assert select(FIRST + captions) == []
+    assert select.stats.counts["pairs_known"] == 2 * len(FIRST)
+
+
+def spoil(path: Path) -> None:
+    """Other bytes, the same size, so that nobody takes the file for lost."""
+    path.write_bytes(b"#" * path.stat().st_size)
+
+
+def test_texts_of_known_pairs_are_not_read(select: Downloads) -> None:
+    select(FIRST, FIRST + MORE)
+    spoiled = [select.run.path(r) for r in select.run.find("dedup:texts-A-*.parquet")]
+    for path in spoiled:
+        spoil(path)
+    new = pictures(*range(40, 50), snapshot="B")
+    assert select(FIRST + new, FIRST + MORE + new) == asked(new)
+    assert select.stats.counts["pairs_known"] == len(FIRST)
+    assert spoiled == [select.run.path(r) for r in select.run.find("dedup:texts-A-*.parquet")]
+    with pytest.raises(pa.ArrowInvalid):
+        select(FIRST + MORE + new)
+
+
+def test_a_pair_that_an_earlier_snapshot_has_too_takes_its_record_from_there(
+    select: Downloads,
+) -> None:
+    """`select` compares every record with that of the snapshot that the pair is of."""
+    late = pictures(*range(10), snapshot="B")
+    assert select(late) == asked(late)
+    early = pictures(*range(10), snapshot="A")
+    assert select(early, early + late) == []
+    assert select.stats.counts["pairs_known"] == 10
+
+
+@pytest.mark.parametrize("names", [("A", "A-1"), ("A-1", "A")])
+def test_a_snapshot_may_be_called_like_the_beginning_of_another(
+    select: Downloads, names: tuple[str, str]
+) -> None:
+    own = pictures(*range(10), snapshot=names[0])
+    other = pictures(*range(10), snapshot=names[1])
+    assert select(own, own + other) == asked(own)
+
+
+def test_what_a_stopped_download_published_is_taken_over(
+    select: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that were done when another failed count, though their stage never was complete."""
+    from dataset_build.download import shard
+
+    honest: Callable[..., Stats] = shard.fetch_shard
+
+    def fails_at_last(attempt: Any) -> Stats:
+        if attempt.task.params["part"] == attempt.task.params["parts"] - 1:
+            raise OSError("no more")
+        return honest(attempt)
+
+    monkeypatch.setattr(shard, "fetch_shard", fails_at_last)
+    with pytest.raises(OSError, match="no more"):
+        select(FIRST + MORE)
+    partly = select._web.hits.copy()
+    assert 0 < len(partly) < len(FIRST + MORE)
+    monkeypatch.setattr(shard, "fetch_shard", honest)
+    rest = select(FIRST + MORE, pairs_per_task=6)
+    assert sorted(partly + rest) == asked(FIRST + MORE)
+    select.check_pictures()
