@@ -15,6 +15,9 @@ $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are:
 
 VENV     := .venv
 STAMP    := $(VENV)/.installed
+WORDNET  := /usr/share/wordnet/data.noun
+CHROMIUM := /usr/bin/chromium
+WORDS    := /usr/share/dict/american-english-huge
 PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
@@ -80,15 +83,13 @@ format: setup ## let ruff put the code in order
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: setup ## measure ours against the peer a user would pick
+bench: setup $(if $(filter match,$(or $(NAME),match)),$(WORDNET) $(WORDS)) ## measure ours against the peer a user would pick
 	@$(VENV)/bin/python -m benchmarks $(NAME)
 
 clean: ## remove .venv; runs stay
 	rm -rf $(VENV)
 
 # Debian packages: only where a target needs them.
-WORDNET  := /usr/share/wordnet/data.noun
-CHROMIUM := /usr/bin/chromium
 
 ifneq ($(shell grep -s '^[^\#]*/usr/share/wordnet' $(CONFIG)),)
 inputs: $(WORDNET)
@@ -106,6 +107,9 @@ $(WORDNET):
 
 $(CHROMIUM):
 	$(call debian_package,chromium)
+
+$(WORDS):
+	$(call debian_package,wamerican-huge)
 
 define debian_package
 	@test "$$(id -u)" = 0 || { echo '$(1) is missing; as root: apt-get install $(1)' >&2; exit 1; }

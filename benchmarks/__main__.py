@@ -1,7 +1,8 @@
 """`python -m benchmarks NAME …`: one JSON line a result.
 
 A benchmark is a module of this package with `measure() -> Iterator[dict]`; each dictionary carries
-`name`, `ours`, `peer`, `ratio` (above 1: ours is better), `unit`, and the sizes it was taken at.
+`name`, `ours`, `peer`, `ratio` (where it is a speed, above 1 ours is faster), `unit`, and the sizes
+it was taken at.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import benchmarks
 
-_NOT_BENCHMARKS = {"__main__", "timing"}
+_NOT_BENCHMARKS = {"__main__", "match_inputs", "timing"}
 
 
 def names() -> list[str]:
@@ -24,14 +25,14 @@ def names() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the named benchmarks; 2 for a name that does not exist."""
+    """Run the named benchmarks, or all; 2 for a name that does not exist."""
     wrong = [name for name in arguments if name not in names()]
-    if wrong or not arguments:
+    if wrong:
         print(f"usage: python -m benchmarks NAME …, of: {', '.join(names())}", file=sys.stderr)
         for name in wrong:
             print(f"there is no benchmark {name!r}", file=sys.stderr)
         return 2
-    for name in arguments:
+    for name in arguments or names():
         for result in importlib.import_module(f"benchmarks.{name}").measure():
             print(json.dumps(result), flush=True)
     return 0

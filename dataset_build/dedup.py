@@ -53,6 +53,16 @@ def groups(run: Run) -> list[tuple[int, int]]:
     return [(start, min(start + step, buckets)) for start in range(0, buckets, step)]
 
 
+def group_of(run: Run, uids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The number of each uid's group."""
+    buckets: int = run.settings("match").buckets
+    step: int = run.settings("dedup").buckets_per_task
+    # Twice, as a shift by all 64 bits is none.
+    bucket = halves(uids)[0] >> np.uint64(1) >> np.uint64(63 - (buckets.bit_length() - 1))
+    number: npt.NDArray[np.int64] = bucket.astype(np.int64) // step
+    return number
+
+
 def within(run: Run, first: bytes, last: bytes) -> list[int]:
     """The numbers of the groups with uids from `first` to `last`."""
     buckets: int = run.settings("match").buckets

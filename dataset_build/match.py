@@ -48,7 +48,7 @@ class MatchSettings(Settings):
     compat: Compat | None = None
     """`metaclip`: queries are found exactly where MetaCLIP v1 finds them, by their capitals and
     their punctuation. What counts as the same pair stays as it is."""
-    rows_per_task: int = Field(default=2_000_000, ge=1)
+    rows_per_task: int = Field(default=1_000_000, ge=1)
     """Candidates that one task reads; it holds those that match in memory, some 500 bytes each. A
     larger file is shared among several tasks, in row groups."""
 

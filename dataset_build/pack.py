@@ -80,7 +80,7 @@ def plan(run: Run) -> list[Task]:
                 names.append(entry["file"].removeprefix("screened-"))
             passed += entry["kept"]
         fetched = [f"download:fetched-{name}" for name in names]
-        groups = dedup.within(run, *_span(names))
+        groups = dedup.within(run, uid_range.of_file(names[0])[0], uid_range.of_file(names[-1])[1])
         reads = [f"screen:screened-{name}" for name in names] + fetched
         reads += [selected[group] for group in groups]
         reads += sorted({tar for reference in fetched for tar in tars[reference]})
@@ -103,15 +103,6 @@ def _tars(run: Run) -> dict[str, list[str]]:
         tars = [name for name in names if name.endswith(".tar")]
         found.update({name: tars for name in names if "fetched-" in name})
     return found
-
-
-def _span(names: list[str]) -> tuple[bytes, bytes]:
-    """First and last uid of neighbouring files `PART-of-PARTS.parquet`."""
-    ends = []
-    for name in (names[0], names[-1]):
-        part, parts = name.removesuffix(".parquet").split("-of-")
-        ends.append(uid_range.bounds(int(part), int(parts)))
-    return ends[0][0], ends[1][1]
 
 
 def gather(run: Run) -> list[Task]:

@@ -77,6 +77,7 @@ FETCHED = pa.schema(
     [
         ("uid", UID),
         *CANDIDATES,
+        ("texts", pa.string()),  # identity of the TEXTS file that the above is from
         ("status", pa.string()),  # "ok", or the reason why there is no picture
         ("error", pa.string()),
         ("http_status", pa.uint16()),  # 0: no answer

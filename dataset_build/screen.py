@@ -107,11 +107,9 @@ def _parts(
     for number, path in enumerate(fetched):
         attempt.stop.check()
         table = pq.read_table(path, columns=["uid", "url"])
-        own = pa.table({"uid": pa.array([], records.UID), "selected_by": pa.array([], _LISTS)})
-        if len(table):
-            first, last = table["uid"][0].as_py(), table["uid"][-1].as_py()
-            near = [selected[group] for group in dedup.within(attempt.run, first, last)]
-            own = uid_range.read(near, first, last, ["uid", "selected_by"], attempt.stop.check)
+        first, last = uid_range.of_file(path.name)
+        near = [selected[group] for group in dedup.within(attempt.run, first, last)]
+        own = uid_range.read(near, first, last, ["uid", "selected_by"], attempt.stop.check)
         yield _Part(path, table, verdicts[start : start + len(table)], own)
         start += len(table)
         attempt.progress(number + 1, len(fetched), "files")
@@ -150,7 +148,6 @@ def _write(attempt: Attempt, parts: Iterator[_Part], thresholds: Thresholds | No
 
 
 _COUNTS = "balance:counts.npy"
-_LISTS = pa.list_(pa.uint32())
 _REASONS = ("", "no_picture", "duplicate_picture", "placeholder", "over_cap")
 _KEEP, _NO_PICTURE, _DUPLICATE, _PLACEHOLDER, _OVER_CAP = range(5)
 

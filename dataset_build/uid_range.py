@@ -21,6 +21,12 @@ def bounds(part: int, parts: int) -> tuple[bytes, bytes]:
     return first.to_bytes(16, "big"), (after - 1).to_bytes(16, "big")
 
 
+def of_file(name: str) -> tuple[bytes, bytes]:
+    """The bounds of a file called `…-PART-of-PARTS.parquet`."""
+    part, parts = name.removesuffix(".parquet").split("-of-")
+    return bounds(int(part.rpartition("-")[2]), int(parts))
+
+
 def read(
     paths: Iterable[Path],
     first: bytes,

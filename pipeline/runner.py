@@ -144,7 +144,8 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
         manifest.expose(folder, published)
     fingerprints = [published.fingerprint for published in manifests]
     files.write_atomic(folder / "complete.json", json.dumps(fingerprints))
-    manifest.prune(folder, manifests)
+    if ran:  # else what an unfinished change of the configuration has made is still of use to it
+        manifest.prune(folder, manifests)
     watch.end(stage, manifests, ran)
     return ran
 

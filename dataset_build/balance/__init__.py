@@ -89,8 +89,8 @@ class BalanceSettings(Settings):
                 raise ValueError(f"max_cap {self.max_cap} is below cap with spare, {pairs}")
             if self.domain_share is not None:
                 raise ValueError("max_cap does not go with domain_share: its limit follows the cap")
-        if self.mode == "metaclip" and (self.domain_share, self.max_cap) != (None, None):
-            raise ValueError("mode metaclip draws: domain_share and max_cap do not apply to it")
+        if self.mode == "metaclip" and (self.domain_share or self.max_cap or self.spare):
+            raise ValueError("mode metaclip draws: domain_share, max_cap and spare are not for it")
         return self
 
 

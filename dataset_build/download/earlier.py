@@ -21,7 +21,7 @@ from dataset_build.records import FETCHED
 from pipeline.manifest import Manifest, digest, everything
 from pipeline.stage import Attempt
 
-_OUTPUT = re.compile(r"(?:fetched|unused)-(?P<part>\d+)-of-(?P<parts>\d+)\.parquet")
+_OUTPUT = re.compile(r"(?:fetched|unused)-\d+-of-\d+\.parquet")
 _SETTINGS = b"openwit.download"
 
 
@@ -66,8 +66,8 @@ class Earlier:
 def _overlapping(manifest: Manifest, first: bytes, last: bytes) -> list[str]:
     names = []
     for output in manifest.outputs:
-        if found := _OUTPUT.fullmatch(output.name):
-            low, high = uid_range.bounds(int(found["part"]), int(found["parts"]))
+        if _OUTPUT.fullmatch(output.name):
+            low, high = uid_range.of_file(output.name)
             if low <= last and high >= first:
                 names.append(output.name)
     return names

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from dataset_build import records, uid_range
+from dataset_build import dedup, records, uid_range
 from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
@@ -71,7 +71,7 @@ def fetch_shard(attempt: Attempt) -> Stats:
         outcome = known or outcomes[address]
         if pair["url"] != (known or addresses[address])["url"]:  # 1 pair in 10⁹, among 10¹⁰
             outcome = {**_NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
-        record = {name: pair[name] for name in records.TEXTS.names}
+        record = {name: pair[name] for name in (*records.TEXTS.names, "texts")}
         fetched.append({**outcome, **record})
         if outcome["status"] == "ok":
             stats.rows_out += 1
@@ -93,27 +93,32 @@ def fetch_shard(attempt: Attempt) -> Stats:
 
 
 def _pairs(attempt: Attempt, earlier: Earlier, first: bytes, last: bytes) -> list[dict[str, Any]]:
-    """The selected pairs with their texts, sorted by uid.
+    """The selected pairs with their records, sorted by uid.
 
-    A text is read from `dedup` only if no earlier download of the same row has it.
+    A record is read from `dedup` only if no earlier download has it from the very same file.
     """
-    groups, check = attempt.task.params["groups"], attempt.stop.check
-    paths = dict(zip(attempt.task.reads, attempt.inputs(), strict=True))
-    selected = list(paths.values())[:groups]
-    rows = uid_range.read(selected, first, last, ("uid", "snapshot"), check).to_pylist()
+    task, check = attempt.task, attempt.stop.check
+    paths = dict(zip(task.reads, attempt.inputs(), strict=True))
+    selected = list(paths.values())[: task.params["groups"]]
+    rows = uid_range.read(selected, first, last, ("uid", "snapshot"), check)
+    groups = dedup.group_of(attempt.run, rows["uid"]).tolist()
     new: dict[str, list[bytes]] = defaultdict(list)
-    for row in rows:
+    records_of: dict[bytes, dict[str, Any]] = {}
+    identities = {name: attempt.run.identity(name) for name in paths}
+    for row, group in zip(rows.to_pylist(), groups, strict=True):
+        holder = f"dedup:texts-{row['snapshot']}-{group:05d}.parquet"
         known = earlier.by_uid.get(row["uid"])
-        if known is None or known["snapshot"] != row["snapshot"]:
-            new[row["snapshot"]].append(row["uid"])
-    texts: dict[bytes, dict[str, Any]] = {}
-    for snapshot, uids in new.items():
-        texts_of = f"dedup:texts-{snapshot}"  # not of A-1, where A is meant
-        holders = [path for name, path in paths.items() if name.rpartition("-")[0] == texts_of]
+        if known is not None and known["texts"] == identities[holder]:
+            records_of[row["uid"]] = known
+        else:
+            new[holder].append(row["uid"])
+    for holder, uids in new.items():
         among = pa.array(uids, records.UID)
-        table = uid_range.read(holders, uids[0], uids[-1], records.TEXTS.names, check, among)
-        texts.update({row["uid"]: row for row in table.to_pylist()})
-    return [texts.get(row["uid"]) or earlier.by_uid[row["uid"]] for row in rows]
+        names = records.TEXTS.names
+        table = uid_range.read([paths[holder]], uids[0], uids[-1], names, check, among)
+        for row in table.to_pylist():
+            records_of[row["uid"]] = {**row, "texts": identities[holder]}
+    return [records_of[uid] for uid in rows["uid"].to_pylist()]
 
 
 def _fetch_all(

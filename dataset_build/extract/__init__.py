@@ -17,6 +17,7 @@ from pipeline.config import ConfigError, MissingInput, Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
+_SOURCES = ("wat", "warc", "parquet", "snapshot")  # of these a task has its file and its name
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -80,7 +81,7 @@ def plan(run: Run) -> list[Task]:
     for snapshot, files in sorted(found_by_snapshot.items()):
         for number, (kind, reference) in enumerate(files):
             params = {"kind": kind, "snapshot": snapshot, "number": number}
-            tasks.append(Task("extract", len(tasks), (reference,), params))
+            tasks.append(Task("extract", len(tasks), (reference,), params, ignores=_SOURCES))
     return tasks
 
 

@@ -53,14 +53,14 @@ def write_groups(
         pq.write_table(table, folder / f"{name}-{number:05d}.parquet", row_group_size=3)
 
 
-def dedup_of(pairs: Sequence[Pair]) -> Stage:
-    """A stage `dedup` with the texts of these pairs: a task for each snapshot."""
+def dedup_of(pairs: Sequence[Pair], site: str = "page.example") -> Stage:
+    """A stage `dedup` with the texts of these pairs, found on `site`: a task for each snapshot."""
 
     def plan(run: Run) -> list[Task]:
         names = sorted({pair.snapshot for pair in pairs})
         own = {name: sorted(pair for pair in pairs if pair.snapshot == name) for name in names}
         return [
-            Task("dedup", index, params={"snapshot": name, "edition": digest(own[name])})
+            Task("dedup", index, params={"snapshot": name, "edition": digest([site, own[name]])})
             for index, name in enumerate(names)
         ]
 
@@ -71,7 +71,7 @@ def dedup_of(pairs: Sequence[Pair]) -> Stage:
                 "uid": pair.uid,
                 "url": pair.url,
                 "text": pair.text,
-                "page_url": f"http://page.example/{name}",
+                "page_url": f"http://{site}/{name}",
                 "source": "alt",
                 "snapshot": name,
                 "file": f"file of {name}",

@@ -23,7 +23,13 @@ class InlineExecutor:
                 # As in a process of its own: a Run remembers what it found published.
                 runner.work_on(Run(run.folder, run.config), stage, planned, 1, StopFlag())
             self.ran.append(planned.task)
+            if self._left is not None and stage.name == self._last:
+                self._left -= 1
+                if not self._left:
+                    raise KeyboardInterrupt
             yield Outcome(planned.task, Ended.DONE)
 
-    def advance(self, run: Run, stages: Sequence[Stage]) -> None:
+    def advance(self, run: Run, stages: Sequence[Stage], stop_after: int | None = None) -> None:
+        """`stop_after`: break off when the last stage has done so many tasks."""
+        self._last, self._left = stages[-1].name, stop_after
         runner.advance(run, stages, self, StopFlag(), runner.Unwatched())

@@ -262,9 +262,8 @@ def test_screen_brings_every_query_back_to_its_cap(
     assert screened(selected, balance, files=11)[:2] == (kept, reasons)
 
 
-@pytest.mark.parametrize("options", [{"spare": 0.0}, {"spare": 0.8, "mode": "metaclip"}])
+@pytest.mark.parametrize("options", [{"mode": "quota"}, {"mode": "metaclip"}])
 def test_nothing_changes_without_spare(screened: Screen, options: dict[str, Any]) -> None:
-    """Nor for draws, whose number is not exact anyway."""
     balance = BalanceSettings(**{"cap": 25, "seed": 3, **options})
     selected = select(BalanceSettings(cap=45, seed=3))
     kept, reasons, manifest = screened(selected, balance)

@@ -58,8 +58,11 @@ class Downloads:
 
     @property
     def outcomes(self) -> dict[bytes, dict[str, Any]]:
-        """By address."""
-        return {row["uid"][:8]: row for row in self.rows()}
+        """By address, but for the file that the record is from: it may be written anew."""
+        rows = {row["uid"][:8]: row for row in self.rows()}
+        for row in rows.values():
+            del row["texts"]
+        return rows
 
     @property
     def stats(self) -> Stats:
@@ -272,3 +275,28 @@ def test_what_a_stopped_download_published_is_taken_over(
     rest = select(FIRST + MORE, pairs_per_task=6)
     assert sorted(partly + rest) == asked(FIRST + MORE)
     select.check_pictures()
+
+
+def test_a_snapshot_that_is_made_again_gives_its_new_records(grown: Downloads) -> None:
+    """Else the dataset would tell what its run once was."""
+    pairs = FIRST + MORE
+    stages = [dedup_of(pairs, "moved.example"), balance_of(pairs), download.STAGE]
+    grown._web.hits.clear()
+    grown._inline.advance(grown.run, stages)
+    assert not grown._web.hits
+    grown.run = Run(grown.folder, grown.run.config)
+    assert {row["page_url"] for row in grown.rows()} == {"http://moved.example/A"}
+
+
+def test_an_unfinished_larger_selection_is_not_lost_by_going_back(grown: Downloads) -> None:
+    larger = FIRST + MORE + pictures(*range(30, 50))
+    grown._web.hits.clear()
+    stages = [dedup_of(larger), balance_of(larger), download.STAGE]
+    count = len(grown._inline.ran)
+    with pytest.raises(KeyboardInterrupt):
+        grown._inline.advance(grown.run, stages, stop_after=2)
+    assert len(grown._inline.ran) > count
+    fetched = set(grown._web.hits)
+    assert fetched
+    assert grown(FIRST + MORE, larger) == []
+    assert not fetched & set(grown(larger))
