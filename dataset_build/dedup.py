@@ -22,6 +22,7 @@ from pydantic import Field
 
 from dataset_build import domains, records, selection, uid_range
 from dataset_build.hashing import U64, halves
+from dataset_build.neighbours import changes, place_in_run
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -118,8 +119,8 @@ def _work_snapshot(attempt: Attempt) -> Stats:
     stats = Stats()
     texts_path, found_path = attempt.folder / f"texts-{name}", attempt.folder / f"found-{name}"
     with (
-        pq.ParquetWriter(texts_path, records.TEXTS, compression="zstd") as texts,
-        pq.ParquetWriter(found_path, records.FOUND, compression="zstd") as found,
+        records.writer(texts_path, records.TEXTS) as texts,
+        records.writer(found_path, records.FOUND) as found,
     ):
         for bucket in range(start, stop):
             rows = [records.MATCHED.empty_table()]
@@ -147,7 +148,7 @@ def first_occurrences(matched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.uint3
     order = pc.sort_indices(matched, sort_keys=[(name, "ascending") for name in _FIRST])
     matched = matched.take(order)
     high, low = halves(matched["uid"])
-    first = np.flatnonzero(np.concatenate([[True], (np.diff(high) != 0) | (np.diff(low) != 0)]))
+    first = np.flatnonzero(changes(high, low))
     occurrences = np.diff(np.append(first, matched.num_rows)).astype(np.uint32)
     return matched.take(pa.array(first)), occurrences
 
@@ -163,9 +164,7 @@ def _work_merge(attempt: Attempt) -> Stats:
     with ExitStack() as stack:
         files = [stack.enter_context(pq.ParquetFile(path)) for path in paths]
         writer = stack.enter_context(
-            pq.ParquetWriter(
-                attempt.folder / f"pairs-{number:05d}.parquet", records.PAIRS, compression="zstd"
-            )
+            records.writer(attempt.folder / f"pairs-{number:05d}.parquet", records.PAIRS)
         )
         buckets = files[0].num_row_groups
         for bucket in range(buckets):
@@ -206,8 +205,8 @@ def merge(
         return records.PAIRS.empty_table()
     order = np.lexsort((source, low, high))
     high, low = high[order], low[order]
-    new_address = np.concatenate([[True], high[1:] != high[:-1]])
-    first = np.flatnonzero(new_address | np.concatenate([[True], low[1:] != low[:-1]]))
+    new_address = changes(high)
+    first = np.flatnonzero(changes(high, low))
     occurrences = np.add.reduceat(occurrences[order].astype(np.int64), first).astype(np.uint32)
     stats.drop("duplicate", rows - first.size)
 
@@ -225,7 +224,7 @@ def merge(
         unmatched = pc.equal(pc.list_value_length(query_ids), 0).to_numpy(zero_copy_only=False)
         # Stable: equal ones stay in the order of uids.
         best = np.lexsort((-occurrences.astype(np.int64), unmatched, address))
-        kept = np.sort(best[_place_in_group(address[best]) < captions_per_url])
+        kept = np.sort(best[place_in_run(address[best]) < captions_per_url])
     stats.drop("captions_per_url", first.size - kept.size)
     stats.rows_out += kept.size
     order = order[kept]
@@ -238,13 +237,6 @@ def merge(
         "snapshot": names.take(pa.array(source[order])),
     }
     return pa.table([columns[name] for name in records.PAIRS.names], schema=records.PAIRS)
-
-
-def _place_in_group(sorted_groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0, 1, 2 … within each run of equal numbers."""
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(sorted_groups) != 0]))
-    lengths = np.diff(np.append(starts, sorted_groups.size))
-    return np.arange(sorted_groups.size) - np.repeat(starts, lengths)
 
 
 STAGE = Stage(

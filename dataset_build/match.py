@@ -248,7 +248,7 @@ def _match(attempt: Attempt) -> Stats:
             attempt.progress(stats.rows_in, total)
     name = path.name.replace("candidates", "matched", 1)
     target = attempt.folder / f"{Path(name).stem}-{part:03d}.parquet"
-    with pq.ParquetWriter(target, records.MATCHED, compression="zstd") as writer:
+    with records.writer(target, records.MATCHED) as writer:
         for bucket in slices:
             table = _by_uid(pa.concat_tables(bucket))
             # An empty bucket is an empty row group: bucket numbers stay row group numbers.

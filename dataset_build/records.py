@@ -8,7 +8,10 @@ uids is a range of addresses too, and from `match` on every stage cuts its work 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 UID = pa.binary(16)
 
@@ -67,7 +70,7 @@ PAIRS = pa.schema(
 
 SELECTED = pa.schema(
     [
-        *PAIRS,
+        *(field for field in PAIRS if field.name != "domain"),
         ("selected_by", pa.list_(pa.uint32())),  # the queries that chose this pair
         ("probability", pa.float32()),  # of being selected, over the seeds
     ]
@@ -118,3 +121,23 @@ INDEX = pa.schema(
         ("probability", pa.float32()),
     ]
 )
+
+
+_REPEATING = ("page_url", "source", "snapshot", "file", "domain")
+
+
+def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A parquet file of one of these schemas, encoded for what its columns hold.
+
+    A dictionary pays only where values repeat, and a hash does not compress.
+    """
+    leaves = {
+        field.name: f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+    }
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={leaf: "none" if name == "uid" else "zstd" for name, leaf in leaves.items()},
+        use_dictionary=[name for name in schema.names if name in _REPEATING],
+    )

@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset_build.hashing import U64, mix64
+from dataset_build.neighbours import changes, place_in_run
 
 U32 = npt.NDArray[np.uint32]
 Entries = npt.NDArray[np.void]
@@ -102,29 +102,15 @@ def smallest(found: Entries, limit: Limit) -> Entries:
         rank = np.lexsort((tied["low"], tied["high"], tied["h"], tied["query_id"]))
         order[at] = order[at][rank]
         tied = tied[rank]
-        repeated = at[1:][~_changes(*(tied[name] for name in ENTRY.names or ()))[1:]]
+        repeated = at[1:][~changes(*(tied[name] for name in ENTRY.names or ()))[1:]]
     if repeated.size:
         order = np.delete(order, repeated)
     found = found[order]
     if limit.per_domain is not None:
         by_domain = np.lexsort((found["domain"], found["query_id"]))  # stable: in each, by (h, uid)
-        place = _place_in_run(found["query_id"][by_domain], found["domain"][by_domain])
+        place = place_in_run(found["query_id"][by_domain], found["domain"][by_domain])
         found = found[np.sort(by_domain[place < limit.per_domain])]
-    return found[_place_in_run(found["query_id"]) < limit.pairs]
-
-
-def _changes(*columns: npt.NDArray[Any]) -> Bool:
-    """Where a row differs from the one before; the first always does."""
-    changes = np.ones(columns[0].size, np.bool_)
-    changes[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return changes
-
-
-def _place_in_run(*columns: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """0, 1, 2 … within each run of equal rows."""
-    start = np.flatnonzero(_changes(*columns))
-    rows = columns[0].size
-    return np.arange(rows) - np.repeat(start, np.diff(np.append(start, rows)))
+    return found[place_in_run(found["query_id"]) < limit.pairs]
 
 
 def merge(sketches: Iterable[Entries], limit: Limit) -> Entries:
@@ -201,7 +187,7 @@ class Thresholds:
             assert not missing(sketch, counts, limit, first).size, "the sketch lacks entries"
         else:
             sketch = sketch[np.lexsort((sketch["domain"], sketch["query_id"]))]
-            place = _place_in_run(sketch["query_id"], sketch["domain"])
+            place = place_in_run(sketch["query_id"], sketch["domain"])
             full = sketch[place == limit.per_domain - 1]
         return cls(tau, last, full)
 

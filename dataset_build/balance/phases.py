@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dataset_build import dedup, domains, records, selection, uid_range
 from dataset_build.balance import BalanceSettings, Mode
 from dataset_build.hashing import U64, halves
+from dataset_build.neighbours import place_in_run
 from dataset_build.thresholds import (
     NO_LIMIT,
     U32,
@@ -187,11 +188,11 @@ def _select(attempt: Attempt) -> Stats:
     hash_of = priority(settings.seed)
     heads = np.zeros(counts.size, bool)
     heads[np.argsort(-counts.astype(np.int64), kind="stable")[:_HEADS]] = True
-    served: Counter[tuple[int, str]] = Counter()
+    served = [HEAD_DOMAINS.empty_table()]
     stats = Stats()
     uids = [pa.array([], records.UID)]
     path = attempt.folder / f"selected-{_part(attempt)}.parquet"
-    with pq.ParquetWriter(path, records.SELECTED, compression="zstd") as writer:
+    with records.writer(path, records.SELECTED) as writer:
         for batch in _read(attempt, pairs, records.PAIRS.names):
             matches = Matches.of(batch, settings.mode, counts, limit)
             row, query = matches.row, matches.query
@@ -210,24 +211,35 @@ def _select(attempt: Attempt) -> Stats:
             for queries, rows in zip(*np.unique(number[kept], return_counts=True), strict=True):
                 stats.observe("selected_by", queries, int(rows))
             head = np.flatnonzero(chosen & heads[query])
-            names = batch["domain"].take(pa.array(row[head])).to_pylist()
-            served.update(zip(query[head].tolist(), names, strict=True))
-            columns = [*batch.columns, selected_by, pa.array(probability)]
-            table = pa.Table.from_arrays(columns, names=records.SELECTED.names)
-            table = table.take(pa.array(kept)).cast(records.SELECTED)
+            served.append(_served(query[head], batch["domain"].take(pa.array(row[head]))))
+            columns = {name: batch[name] for name in batch.schema.names if name != "domain"}
+            columns |= {"selected_by": selected_by, "probability": pa.array(probability)}
+            table = pa.table(columns, schema=records.SELECTED).take(pa.array(kept))
             uids += table["uid"].chunks
             writer.write_table(table, row_group_size=_ROW_GROUP)
-    _write_domains(attempt.folder / f"domains-{_part(attempt)}.parquet", served)
+    domains_path = attempt.folder / f"domains-{_part(attempt)}.parquet"
+    pq.write_table(_ranked(served), domains_path, compression="zstd")
     _write_delta(attempt, pa.concat_arrays(uids), stats)
     return stats
 
 
-def _write_domains(path: Path, served: Mapping[tuple[int, str], int]) -> None:
-    rows = [
-        {"query_id": query, "domain": domain, "selected": pairs}
-        for (query, domain), pairs in sorted(served.items())
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=HEAD_DOMAINS), path, compression="zstd")
+def _served(query: U32, domain: pa.DictionaryArray) -> pa.Table:
+    """`HEAD_DOMAINS` of some matches."""
+    names = len(domain.dictionary) or 1
+    key = query.astype(np.int64) * names + domain.indices.to_numpy()
+    key, number = np.unique(key, return_counts=True)
+    columns = [(key // names).astype(np.uint32), domain.dictionary.take(pa.array(key % names))]
+    return pa.table([*columns, number.astype(np.uint64)], schema=HEAD_DOMAINS)
+
+
+def _ranked(served: Sequence[pa.Table]) -> pa.Table:
+    """`HEAD_DOMAINS` added up: by query, the domains with the most pairs first."""
+    added = (
+        pa.concat_tables(served).group_by(["query_id", "domain"]).aggregate([("selected", "sum")])
+    )
+    added = added.rename_columns(["query_id", "domain", "selected"]).cast(HEAD_DOMAINS)
+    order = [("query_id", "ascending"), ("selected", "descending"), ("domain", "ascending")]
+    return added.sort_by(order)
 
 
 def _write_delta(attempt: Attempt, now: pa.Array, stats: Stats) -> None:
@@ -266,30 +278,24 @@ def _check(attempt: Attempt) -> Stats:
     counts, charged, due = np.load(counts_path), np.load(charged_path), np.load(due_path)
     raw = _sum(path for name, path in paths.items() if name.startswith("dedup:raw-"))
     selected, in_union = np.zeros_like(counts), np.zeros_like(counts)
-    served: Counter[tuple[int, str]] = Counter()
+    served = [HEAD_DOMAINS.empty_table()]
     for name, path in paths.items():
         if "selected-" in name:
             for batch in _read(attempt, path, ["query_ids", "selected_by"]):
                 in_union += selection.count(selection.matches(batch["query_ids"])[1], counts.size)
                 selected += selection.count(selection.matches(batch["selected_by"])[1], counts.size)
         elif "domains-" in name:
-            for row in pq.read_table(path).to_pylist():
-                served[row["query_id"], row["domain"]] += row["selected"]
+            served.append(pq.read_table(path))
     if due.size:
         wrong = np.flatnonzero(selected != due)
         assert not wrong.size, (
             f"{wrong.size} queries did not select min(count, cap) pairs, the first is {wrong[0]}: "
             f"{selected[wrong[0]]} of {charged[wrong[0]]}, due {due[wrong[0]]}"
         )
-    ranked: dict[int, list[tuple[int, str]]] = {}
-    for (query, domain), pairs in served.items():
-        ranked.setdefault(query, []).append((-pairs, domain))
-    top = {
-        (query, domain): -pairs
-        for query, rows in ranked.items()
-        for pairs, domain in sorted(rows)[:_DOMAINS]
-    }
-    _write_domains(attempt.folder / "domains.parquet", top)
+    top = _ranked(served)
+    place = place_in_run(top["query_id"].to_numpy())
+    top = top.filter(pa.array(place < _DOMAINS))
+    pq.write_table(top, attempt.folder / "domains.parquet", compression="zstd")
     table = {
         "query_id": pa.array(np.arange(counts.size, dtype=np.uint32)),
         "raw": pa.array(raw),
