@@ -89,7 +89,7 @@ def _candidates(words: pa.Array, number: int) -> pa.Table:
 
 def _publish(run: Run, stage: str, number: int, name: str, table: pa.Table) -> Planned:
     """Make a file the output of a task of an earlier stage."""
-    task = Planned(Task(stage, number), f"{stage}{number:011d}")
+    task = Planned(Task(stage, number), f"{number:016x}")
     folder = run.stage_folder(stage) / "store" / f"{number:05d}"
     folder.mkdir(parents=True)
     pq.write_table(table, folder / name, compression="zstd", row_group_size=1 << 16)
@@ -118,6 +118,7 @@ def _measure(millions: int, folder: Path) -> dict[str, Any]:
         for n in range(files)
     ]
     run.save_plan("extract", planned)
+    assert len(run.find("extract:candidates-*.parquet")) == files
     stop = StopFlag()
     result: dict[str, Any] = {"name": "scale", "candidates": millions * 1_000_000}
     result |= {"queries": QUERIES, "workers": WORKERS, "unit": "s, MB a process"}
