@@ -35,7 +35,7 @@ from pipeline.stage import Attempt
 
 _BATCH_ROWS = 65_536
 _ROW_GROUP = 16_384
-_RANGE_ENTRIES = 8_000_000  # of 28 bytes (36 with domains); sorting them takes as much again
+_RANGE_ENTRIES = 2_000_000  # of 28 bytes (36 with domains); sorting takes three times as much
 _HEADS = 100  # queries whose domains are reported
 _DOMAINS = 10  # domains reported of each
 
@@ -116,7 +116,7 @@ def _sketch_file(
 ) -> Entries:
     """The sketch of a file's matches whose priority is within its query's bound.
 
-    `only`: a mask of the queries wanted. Memory: twice the sketch and `_RANGE_ENTRIES` more.
+    `only`: a mask of the queries wanted. Memory: some times the sketch, or `_RANGE_ENTRIES`.
     """
     settings: BalanceSettings = attempt.settings
     limit, hash_of = settings.depth, priority(settings.seed)
@@ -131,7 +131,7 @@ def _sketch_file(
         matches, h = matches.where(near), h[near]
         found.append(entries(matches.high, matches.low, matches.query, h, matches.domain))
         pending += h.size
-        if pending > _RANGE_ENTRIES:
+        if pending > max(_RANGE_ENTRIES, sketch.size):  # each entry is sorted a few times at most
             sketch, found, pending = merge([sketch, *found], limit), [], 0
     return merge([sketch, *found], limit)
 

@@ -136,16 +136,14 @@ def _top(
 
 
 def _domains(build: Build, wanted: Sequence[int]) -> dict[int, list[list[Any]]] | None:
-    """Query -> [[domain, pairs, selected]], the largest first; None if not published."""
+    """Query -> [[domain, pairs that it selected from it]], largest first; None if unknown."""
     paths = build.paths("balance", "domains.parquet")
     if not paths:
         return None
     found: dict[int, list[list[Any]]] = {query: [] for query in wanted}
     for row in pq.read_table(paths[0]).to_pylist():  # ten rows for each of a hundred queries
         if row["query_id"] in found:
-            found[row["query_id"]].append([row["domain"] or "", row.get("count"), row["selected"]])
-    for rows in found.values():
-        rows.sort(key=lambda row: (-(row[1] or 0), -row[2], row[0]))
+            found[row["query_id"]].append([row["domain"], row["selected"]])
     return found
 
 

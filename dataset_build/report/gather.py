@@ -20,7 +20,7 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
   - capped: queries (that may select more than the cap), share_of_STEP
   - top [query_id, text, sources, STEP, in_union and in_packed (pairs of the selection and of the
     dataset that contain it, whoever selected them), capped, domains [[registered domain, pairs that
-    contain the query or null, selected]], the largest first]
+    the query selected from it]], the largest first]
 - `downloads`: total (pairs), outcomes {status: pairs}, http_status, shorter_side {pixels: pairs},
   addresses (several pairs may share one), staged_bytes, received_bytes
 - `dataset`: pairs, bytes, shards [name, samples, bytes, sha256], caption_bytes, shorter_side,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from dataset_build import records
+from dataset_build.balance.phases import HEAD_DOMAINS
 from pipeline import files, manifest
 from pipeline.config import Settings
 from pipeline.manifest import Stats
@@ -174,18 +175,15 @@ class FakeBuild:
                 "selected_by": pa.array([[q] for q in self.selected[these]], pa.list_(pa.uint32())),
             }
             pq.write_table(pa.table(table), folder / f"selected-{part:05d}.parquet")
-        # Half of a query's pairs from one domain, half of the rest from the next, and so on.
+        # Half of what a query selected from one domain, half of the rest from the next, and so on.
         domains = [
-            (q, self.domain.format(q % 5 + place), n >> place, int(selected[q]) >> place)
-            for q, n in enumerate(self.counts.tolist()[:100])
+            (q, self.domain.format(q % 5 + place), n >> place)
+            for q, n in enumerate(selected[:100].tolist())
             for place in range(1, 11)
             if n >> place
         ]
-        names = ("query_id", "domain", "count", "selected")
-        types = (pa.uint32(), pa.string(), pa.uint64(), pa.uint64())
-        rows = [dict(zip(names, row, strict=True)) for row in domains]
-        schema = pa.schema(list(zip(names, types, strict=True)))
-        pq.write_table(pa.Table.from_pylist(rows, schema), folder / "domains.parquet")
+        rows = [dict(zip(HEAD_DOMAINS.names, row, strict=True)) for row in domains]
+        pq.write_table(pa.Table.from_pylist(rows, HEAD_DOMAINS), folder / "domains.parquet")
         if self.delta:
             came, went = self.delta
             uids = pa.array([_uid(i) for i in range(came + went)], records.UID)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_build.balance.phases import HEAD_DOMAINS
 from dataset_build.report.coverage import CURVE_POINTS, TOP, curve
 from dataset_build.report.gather import gather
 from dataset_build.report.per_query import STEPS
@@ -89,28 +90,27 @@ def test_the_head_is_listed_with_its_domains(fake_build: FakeBuild) -> None:
     assert head["in_packed"] > head["packed"]
     assert [row["capped"] for row in top] == [bool(n > 40) for n in fake_build.counts[:TOP]]
     assert head["domains"][:3] == [
-        ["photos-1.example", 250, 20],
-        ["photos-2.example", 125, 10],
-        ["photos-3.example", 62, 5],
+        ["photos-1.example", 20],
+        ["photos-2.example", 10],
+        ["photos-3.example", 5],
     ]
-    assert len(head["domains"]) == 8  # 500 halved until nothing is left
-    assert top[7]["domains"][0] == ["photos-3.example", fake_build.counts[7] // 2, 20]
+    assert len(head["domains"]) == 5  # 40 halved until nothing is left
+    assert top[7]["domains"][0] == ["photos-3.example", 20]
 
 
-def test_domains_come_largest_first_and_may_lack_their_pairs(fake_build: FakeBuild) -> None:
+def test_only_the_heads_have_domains(fake_build: FakeBuild) -> None:
     fake_build.through("dedup")
-    rows = [(0, "b", 3), (0, "c", 9), (0, None, 3), (1, "d", 1), (119, "e", 1)]
-    names = ("query_id", "domain", "selected")
-    domains = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+    rows = [(0, "c", 9), (0, "", 3), (0, "b", 3), (1, "d", 1), (119, "e", 1)]
+    domains = [dict(zip(HEAD_DOMAINS.names, row, strict=True)) for row in rows]
 
     def write(folder: Path) -> None:
         np.save(folder / "counts.npy", fake_build.counts)
-        pq.write_table(domains, folder / "domains.parquet")
+        pq.write_table(pa.Table.from_pylist(domains, HEAD_DOMAINS), folder / "domains.parquet")
 
     fake_build.publish("balance", write)
     top = gather(fake_build.run, STAGES).report["queries"]["top"]
-    assert top[0]["domains"] == [["c", None, 9], ["", None, 3], ["b", None, 3]]
-    assert top[1]["domains"] == [["d", None, 1]]
+    assert top[0]["domains"] == [["c", 9], ["", 3], ["b", 3]]
+    assert top[1]["domains"] == [["d", 1]]
     assert top[2]["domains"] == []
 
 

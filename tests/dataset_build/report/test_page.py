@@ -72,16 +72,16 @@ def test_the_head_is_shown_at_every_step_with_three_domains(fake_build: FakeBuil
     assert first[4:] == [
         str(top[0][key]) for key in ("downloaded", "packed", "in_union", "in_packed")
     ]
-    domains = "photos-1.example 50.0%, photos-2.example 25.0%, photos-3.example 12.4%"
+    domains = "photos-1.example 50.0%, photos-2.example 25.0%, photos-3.example 12.5%"
     assert second == [f"word · from {domains}"]
     assert len(others) == 2 * len(top) - 2
     assert others[2][0] == "query 2 capped" and others[-2][0] == "query 29"
 
 
-def test_where_a_domain_has_no_pairs_its_share_is_of_the_selected(fake_build: FakeBuild) -> None:
+def test_a_domains_share_is_of_the_selected(fake_build: FakeBuild) -> None:
     fake_build.through("balance")
     made = gather(fake_build.run, STAGES).report
-    made["queries"]["top"][0]["domains"] = [["a.example", None, 10], ["", None, 4]]
+    made["queries"]["top"][0]["domains"] = [["a.example", 10], ["", 4]]
     assert "<bdi>a.example</bdi> 25.0%, <bdi>no domain</bdi> 10.0%" in page(made, [])
 
 
