@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import dedup, domains, records, selection, uid_range
-from dataset_build.balance import BalanceSettings, Mode
+from dataset_build import domains, records, selection
+from dataset_build.balance import BalanceSettings, Mode, delta
 from dataset_build.hashing import U64, halves
 from dataset_build.neighbours import place_in_run
 from dataset_build.thresholds import (
@@ -43,9 +43,6 @@ HEAD_DOMAINS = pa.schema(
     [("query_id", pa.uint32()), ("domain", pa.string()), ("selected", pa.uint64())]
 )
 """How many of the pairs that a query selected, a fair sample of its pairs, a domain serves."""
-
-DELTA = pa.schema([("uid", records.UID), ("came", pa.bool_())])
-"""What differs from the selection before: in now, or out."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def _select(attempt: Attempt) -> Stats:
             writer.write_table(table, row_group_size=_ROW_GROUP)
     domains_path = attempt.folder / f"domains-{_part(attempt)}.parquet"
     pq.write_table(_ranked(served), domains_path, compression="zstd")
-    _write_delta(attempt, pa.concat_arrays(uids), stats)
+    delta.write(attempt, pa.concat_arrays(uids), stats)
     return stats
 
 
@@ -240,34 +237,6 @@ def _ranked(served: Sequence[pa.Table]) -> pa.Table:
     added = added.rename_columns(["query_id", "domain", "selected"]).cast(HEAD_DOMAINS)
     order = [("query_id", "ascending"), ("selected", "descending"), ("domain", "ascending")]
     return added.sort_by(order)
-
-
-def _write_delta(attempt: Attempt, now: pa.Array, stats: Stats) -> None:
-    """`delta-*.parquet`: this file's uids against the last complete selection, if there is one."""
-    run = attempt.run
-    before = [
-        run.stage_folder("balance") / "store" / manifest.store / output.name
-        for manifest in run.completed("balance")
-        for output in manifest.outputs
-        if output.name.startswith("selected-")
-    ]
-    if not before:
-        return
-    buckets: int = run.settings("match").buckets
-    start, stop = dedup.groups(run)[attempt.task.params["part"]]
-    first, last = uid_range.bounds(start, buckets)[0], uid_range.bounds(stop - 1, buckets)[1]
-    earlier = uid_range.read(before, first, last, ["uid"], attempt.stop.check)
-    both = pa.concat_arrays([*earlier["uid"].chunks, now])
-    high, low = halves(both)
-    order = np.lexsort((low, high))
-    same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-    alone = order[~np.append(same, False) & ~np.append(False, same)]
-    came = alone >= earlier.num_rows
-    stats.counts["came"] += int(came.sum())
-    stats.counts["went"] += int((~came).sum())
-    delta = pa.table([both.take(pa.array(alone)), pa.array(came)], schema=DELTA)
-    path = attempt.folder / f"delta-{_part(attempt)}.parquet"
-    pq.write_table(delta, path, compression="zstd", row_group_size=1 << 20)
 
 
 def _check(attempt: Attempt) -> Stats:
