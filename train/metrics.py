@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import torch
+
 from pipeline import files
+from train.checkpoint import Progress
+from train.step import Taken, TrainStep
 
 
 class Metrics:
@@ -43,6 +48,41 @@ class Metrics:
         short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in row.items()}
         self._stream.write(json.dumps(short) + "\n")
         self._stream.flush()
+
+
+class Window:
+    """What lies between two lines of the metrics."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.waited = 0.0
+        """Seconds spent waiting for data."""
+        self.losses: list[float] = []
+
+    def add(self, taken: Taken) -> None:
+        """Count a step."""
+        self.losses.append(taken.loss)
+
+
+def row(
+    step: TrainStep, taken: Taken, progress: Progress, window: Window, epoch: float
+) -> dict[str, float]:
+    """What is recorded after a step."""
+    elapsed = max(time.monotonic() - window.began, 1e-9)
+    return {
+        "step": progress.step,
+        "samples": progress.step * step.settings.batch,
+        "epoch": epoch,
+        "loss": sum(window.losses) / len(window.losses),
+        "accuracy": step.accuracy(),
+        "lr": taken.lr,
+        "temperature": float(torch.exp(-step.net.logit_scale.detach())),
+        "grad_norm": taken.grad_norm,
+        "samples_per_s": len(window.losses) * step.settings.batch / elapsed,
+        "data_wait": window.waited / elapsed,
+        "skipped": progress.skipped,
+        "substituted": progress.substituted,
+    }
 
 
 def _until(path: Path, step: int) -> list[str]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.config import ConfigError
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from tests.train.conftest import Config, Pack, Stopping
-from train import loop, stages
+from train import loop, stages, step
 from train.settings import EvaluateSettings
 
 Make = Callable[..., Attempt]
@@ -133,7 +134,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     pack: Pack, attempt: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = pack(20)
-    real = loop.contrastive_loss
+    real = step.contrastive_loss
     calls = []
 
     def poisoned(*args: torch.Tensor, tile: int) -> torch.Tensor:
@@ -141,7 +142,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
         loss = real(*args, tile=tile)
         return loss * float("nan") if len(calls) in (3, 4, 9) else loss
 
-    monkeypatch.setattr(loop, "contrastive_loss", poisoned)
+    monkeypatch.setattr(step, "contrastive_loss", poisoned)
     run = attempt(packed, max_skipped_steps=3)
     stats = loop.train(run)
     assert stats.dropped == {"step_not_finite": 24}
@@ -155,7 +156,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 
 
 def test_lanes_that_do_not_fit_are_refused(pack: Pack, attempt: Make) -> None:
-    with pytest.raises(loop.ConfigError, match=r"train\.data\.lanes: 3 must divide"):
+    with pytest.raises(ConfigError, match=r"train\.data\.lanes: 3 must divide"):
         loop.train(attempt(pack(20), data={"lanes": 3}))
 
 

@@ -11,9 +11,9 @@ from pipeline import files
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
 from train.evaluate import zero_shot
-from train.loop import use_threads
 from train.model import Tokenizer, load_model
 from train.settings import EvaluateSettings
+from train.step import use_threads
 from train.towers import context_length
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,57 @@
+"""The stream of batches that the settings and a dataset describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ConfigError
+from pipeline.stage import Attempt
+from train import towers
+from train.data.index import Index, read_index
+from train.data.loader import Loader
+from train.data.order import Order
+from train.distributed import Process
+from train.model import Tokenizer
+from train.settings import TrainSettings
+
+
+def open_index(attempt: Attempt) -> Index:
+    """The samples of the shards that a task reads."""
+    paths = {reference: attempt.run.path(reference) for reference in attempt.task.reads}
+    named = {Path(reference.rpartition(":")[2]).name: paths[reference] for reference in paths}
+    shards = {name: path for name, path in named.items() if name.endswith(".tar")}
+    return read_index(named["index.parquet"], shards, named["dataset.json"])
+
+
+def open_stream(
+    index: Index, settings: TrainSettings, described: dict[str, Any], process: Process
+) -> tuple[Order, Loader]:
+    """The order of samples, and a loader of this process's part of every batch."""
+    data = settings.data
+    if settings.batch % data.lanes or data.lanes % process.world:
+        raise ConfigError(
+            f"train.data.lanes: {data.lanes} must divide train.batch ({settings.batch}) and be a "
+            f"multiple of the number of processes ({process.world})"
+        )
+    order = Order(
+        index,
+        seed=settings.seed,
+        batch=settings.batch,
+        lanes=data.lanes,
+        block_samples=data.block_samples,
+    )
+    loader = Loader(
+        index,
+        order,
+        Tokenizer(towers.context_length(described)),
+        image_size=towers.image_size(described),
+        seed=settings.seed,
+        margin=data.margin,
+        rank=process.rank,
+        world=process.world,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        cache_bytes=data.cache_bytes,
+    )
+    return order, loader

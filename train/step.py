@@ -1,0 +1,115 @@
+"""One step of training: features, loss, gradients, update.
+
+Torch is seeded anew before each step, so that what a step does depends on the weights, the
+optimiser's state, the batch and the step's number alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from train import distributed, optim
+from train.data.loader import Batch
+from train.loss import contrastive_loss
+from train.model import CLIP
+from train.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one step measured."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    finite: bool
+
+
+class TrainStep:
+    """The model, its optimiser, and what one step does to them."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        steps: int,
+        described: dict[str, Any],
+        process: distributed.Process,
+    ) -> None:
+        self.settings = settings
+        self.process = process
+        self._steps = steps
+        torch.manual_seed(settings.seed)
+        start = settings.model
+        self.net = CLIP(described, start.init_temperature, start.residual_gain)
+        self.net.to(process.device).train()
+        self.optimizer = optim.optimizer(self.net, settings)
+        self._autocast = wants_bfloat16(settings.precision, process.device)
+        self._parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self._statistics = list(self.net.visual.buffers())
+        self._forward: nn.Module = self.net
+        if process.world > 1:
+            self._forward = nn.parallel.DistributedDataParallel(self.net)
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised features of this process's part of the batch, and the multiplier."""
+        device = self.process.device
+        image, tokens = batch.image.to(device), batch.tokens.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+            images, texts, scale = self._forward(image, tokens)
+        return images, texts, scale
+
+    def __call__(self, batch: Batch) -> Taken:
+        """One update; left out if the loss or the gradient is not finite."""
+        settings = self.settings
+        torch.manual_seed(settings.seed << 32 | batch.step)
+        lr = optim.learning_rate(batch.step, self._steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        before = [buffer.clone() for buffer in self._statistics]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.images, self.texts, scale = self.features(batch)
+        loss = contrastive_loss(self.images, self.texts, scale, tile=settings.loss_tile)
+        loss.backward()
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        # Loss and reduced gradients are equal in all processes, so all of them decide alike.
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            if settings.clip_gradients:
+                nn.utils.clip_grads_with_norm_(self._parameters, settings.max_grad_norm, norm)
+            self.optimizer.step()
+            self.net.clamp_temperature()
+        else:
+            log.warning("step %d is skipped: loss %g, gradient %g", batch.step, loss, norm)
+            for buffer, value in zip(self._statistics, before, strict=True):
+                buffer.copy_(value)
+        return Taken(loss.item(), norm.item(), lr, finite)
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of the last step's pictures whose own text is the nearest of this process's."""
+        best = (self.images @ self.texts.T).argmax(1)
+        return float((best == torch.arange(len(best), device=best.device)).float().mean())
+
+
+def use_threads(threads: int | Literal["all"]) -> None:
+    """Compute on as many threads, or on every processor that this process may use."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "all" else threads)
+
+
+def wants_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether the towers run in bfloat16; elsewhere than in matrix units it is slower on CPUs."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return capabilities is not None and bool(capabilities().get("amx_bf16"))
