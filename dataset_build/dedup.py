@@ -4,14 +4,17 @@ Two phases. First each snapshot by itself: equal (address, text) become one row,
 aside (`texts-*`) from what deciding about it takes (`found-*`). Then all snapshots together, which
 reads the small half only: so a dataset grows by a snapshot without reading the texts of those it
 has. All captions of an address are in one bucket of `match`, and a task owns some buckets; what
-survives depends on the set of rows alone, not on their order, files, tasks or snapshots.
+survives depends on the set of rows alone, not on their order, files, tasks or snapshots. Memory is
+bounded by ranges of uids, into which a large bucket is sorted out on the disk.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +39,7 @@ class DedupSettings(Settings):
     then those that occurred most often, then those with the smallest uid, which is as good as drawn
     at random."""
     buckets_per_task: int = Field(default=16, ge=1)
-    """Buckets of `match` that one task reads and that make one output file; one bucket at a time is
-    held in memory."""
+    """Buckets of `match` that one task reads and that make one output file."""
 
 
 # Which of a pair's occurrences in a snapshot stands for it: a total order, so that no other
@@ -45,6 +47,8 @@ class DedupSettings(Settings):
 _FIRST = ("uid", "file", "page_url", "source", "text", "url")
 _MATCHED = re.compile(r"match:matched-(?P<snapshot>.+)-\d+-\d+\.parquet")
 _ROW_GROUP = 16_384  # rows; a reader of a range of uids skips the others
+_RANGE_ROWS = 131_072  # held in memory and sorted, some 500 bytes each
+_MOST_RANGES = 512  # files open at one time; reached at 67 million rows in a bucket
 
 
 def groups(run: Run) -> list[tuple[int, int]]:
@@ -52,6 +56,13 @@ def groups(run: Run) -> list[tuple[int, int]]:
     buckets: int = run.settings("match").buckets
     step: int = run.settings("dedup").buckets_per_task
     return [(start, min(start + step, buckets)) for start in range(0, buckets, step)]
+
+
+def group_bounds(run: Run, number: int) -> tuple[bytes, bytes]:
+    """The first and the last uid of a group."""
+    buckets: int = run.settings("match").buckets
+    start, stop = groups(run)[number]
+    return uid_range.bounds(start, buckets)[0], uid_range.bounds(stop - 1, buckets)[1]
 
 
 def group_of(run: Run, uids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -66,13 +77,8 @@ def group_of(run: Run, uids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64
 
 def within(run: Run, first: bytes, last: bytes) -> list[int]:
     """The numbers of the groups with uids from `first` to `last`."""
-    buckets: int = run.settings("match").buckets
-    return [
-        number
-        for number, (start, stop) in enumerate(groups(run))
-        if uid_range.bounds(start, buckets)[0] <= last
-        and uid_range.bounds(stop - 1, buckets)[1] >= first
-    ]
+    bounds = [group_bounds(run, number) for number in range(len(groups(run)))]
+    return [n for n, (lowest, highest) in enumerate(bounds) if lowest <= last and highest >= first]
 
 
 def plan(run: Run) -> list[Task]:
@@ -123,22 +129,53 @@ def _work_snapshot(attempt: Attempt) -> Stats:
         records.writer(found_path, records.FOUND) as found,
     ):
         for bucket in range(start, stop):
-            rows = [records.MATCHED.empty_table()]
-            for path in inputs:
-                attempt.stop.check()
-                with pq.ParquetFile(path) as matched:
-                    rows.append(matched.read_row_group(bucket, columns=records.MATCHED.names))
-            table, occurrences = first_occurrences(pa.concat_tables(rows))
-            stats.counts["pairs_of_snapshots"] += table.num_rows
-            texts.write_table(table.select(records.TEXTS.names), row_group_size=_ROW_GROUP)
-            domain = domains.of_urls(table["url"])
-            columns = [table["uid"], domain, table["query_ids"], pa.array(occurrences)]
-            # Buckets stay row groups, for `merge`; an empty one is an empty row group.
-            found.write_table(
-                pa.table(columns, schema=records.FOUND), row_group_size=max(table.num_rows, 1)
-            )
+            for rows in _ranges(attempt, inputs, bucket):
+                table, occurrences = first_occurrences(rows)
+                stats.counts["pairs_of_snapshots"] += table.num_rows
+                texts.write_table(table.select(records.TEXTS.names), row_group_size=_ROW_GROUP)
+                domain = domains.of_urls(table["url"])
+                columns = [table["uid"], domain, table["query_ids"], pa.array(occurrences)]
+                found.write_table(
+                    pa.table(columns, schema=records.FOUND), row_group_size=_RANGE_ROWS
+                )
             attempt.progress(bucket - start + 1, stop - start, "buckets")
     return stats
+
+
+def _ranges(attempt: Attempt, paths: Sequence[Path], bucket: int) -> Iterator[pa.Table]:
+    """A bucket's rows, range of uids after range: of each all rows, some `_RANGE_ROWS`, unsorted.
+
+    A bucket with more rows is first sorted out into a file a range, on the disk.
+    """
+
+    def read() -> Iterator[pa.Table]:
+        for path in paths:
+            attempt.stop.check()
+            with pq.ParquetFile(path) as matched:
+                yield matched.read_row_group(bucket, columns=records.MATCHED.names)
+
+    rows = sum(pq.read_metadata(path).row_group(bucket).num_rows for path in paths)
+    if rows <= _RANGE_ROWS:
+        yield pa.concat_tables(read())
+        return
+    buckets: int = attempt.run.settings("match").buckets
+    bounds = uid_range.bounds(bucket, buckets)
+    cuts = uid_range.cuts(*bounds, min(-(-rows // _RANGE_ROWS), _MOST_RANGES))
+    with tempfile.TemporaryDirectory(prefix=".ranges-", dir=attempt.folder) as folder:
+        parts = [Path(folder, f"{number}.arrow") for number in range(len(cuts) + 1)]
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(pa.ipc.new_stream(str(part), records.MATCHED)) for part in parts
+            ]
+            for table in read():
+                edges = [0, *(uid_range.position(table["uid"], cut) for cut in cuts), len(table)]
+                for writer, start, stop in zip(writers, edges[:-1], edges[1:], strict=True):
+                    writer.write_table(table.slice(start, stop - start))
+        for part in parts:
+            attempt.stop.check()
+            with pa.OSFile(str(part)) as stream, pa.ipc.open_stream(stream) as reader:
+                yield reader.read_all()
+            part.unlink()
 
 
 def first_occurrences(matched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.uint32]]:
@@ -154,26 +191,34 @@ def first_occurrences(matched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.uint3
 
 
 def _work_merge(attempt: Attempt) -> Stats:
-    """All snapshots' pairs of a group; what each query occurs in, repeats counted."""
+    """All snapshots' pairs of a group; what each query occurs in, with and without repeats."""
     settings: DedupSettings = attempt.settings
     queries_path, *paths = attempt.inputs()
     number = attempt.task.params["group"]
     snapshots = [_snapshot(reference) for reference in attempt.task.reads[1:]]
     stats = Stats()
-    raw = np.zeros(pq.read_metadata(queries_path).num_rows, np.uint64)
+    queries = pq.read_metadata(queries_path).num_rows
+    raw, count = np.zeros(queries, np.uint64), np.zeros(queries, np.uint64)
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    bounds = group_bounds(attempt.run, number)
+    cuts = [*uid_range.cuts(*bounds, max(1, -(-rows // _RANGE_ROWS))), None]
     with ExitStack() as stack:
-        files = [stack.enter_context(pq.ParquetFile(path)) for path in paths]
+        files = [
+            stack.enter_context(closing(uid_range.Ascending(path, records.FOUND.names)))
+            for path in paths
+        ]
         writer = stack.enter_context(
             records.writer(attempt.folder / f"pairs-{number:05d}.parquet", records.PAIRS)
         )
-        buckets = files[0].num_row_groups
-        for bucket in range(buckets):
+        for done, cut in enumerate(cuts, 1):
             attempt.stop.check()
-            parts = [file.read_row_group(bucket) for file in files]
+            parts = [file.before(cut) for file in files]
             pairs = merge(parts, snapshots, settings.captions_per_url, raw, stats)
+            count += selection.count(selection.matches(pairs["query_ids"])[1], queries)
             writer.write_table(pairs, row_group_size=_ROW_GROUP)
-            attempt.progress(bucket + 1, buckets, "buckets")
+            attempt.progress(done, len(cuts), "ranges")
     np.save(attempt.folder / f"raw-{number:05d}.npy", raw)
+    np.save(attempt.folder / f"count-{number:05d}.npy", count)
     return stats
 
 
@@ -246,5 +291,5 @@ STAGE = Stage(
     work=work,
     then=(_plan_merge,),
     unit="pairs",
-    version=2,
+    version=3,
 )

@@ -40,8 +40,8 @@ class MatchSettings(Settings):
     """How candidates are matched with queries."""
 
     buckets: int = Field(default=64, ge=1, le=65_536)
-    """Parts by image address into which every output file is sorted; a power of two. One part of
-    all files together must fit into the memory of one `dedup` task."""
+    """Parts by image address into which every output file is sorted, a power of two; as many tasks
+    as this can share `dedup`, and what comes after it."""
     keep_unmatched: bool = False
     """Whether texts that contain no query stay in the output. It about doubles the size, and lets
     another query list be matched without reading the archive again."""

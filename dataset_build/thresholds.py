@@ -7,11 +7,11 @@ smallest priority is the threshold τ under which the query selects a pair.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ Entries = npt.NDArray[np.void]
 Bool = npt.NDArray[np.bool_]
 Hash = Callable[[U64, U64, U32], U64]
 """(upper and lower halves of uids, query ids) -> priorities, all of one length."""
+
+_PIECE = 32_768  # entries of a saved sketch that are read at once
 
 NO_LIMIT = np.uint64(2**64 - 1)
 """The threshold of a query with no more pairs than the cap: it selects all of them."""
@@ -270,21 +272,59 @@ def _place(query_id: U32, domain: U64) -> U64:
     return mix64(domain ^ mix64(query_id.astype(np.uint64)))
 
 
+class SavedSketch:
+    """A sketch saved by `np.save`, read query after query; little of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            assert np.lib.format.read_magic(file) == (1, 0), path
+            shape, _, self._entry = np.lib.format.read_array_header_1_0(file)
+            self._start = file.tell()
+        (self._entries,) = shape
+        self._next = 0
+        self._held: Entries = np.zeros(0, self._entry)
+
+    def counts(self, queries: int) -> npt.NDArray[np.int64]:
+        """Entries of every query."""
+        total = np.zeros(queries, np.int64)
+        for first in range(0, self._entries, _PIECE):
+            total += np.bincount(self._read(first)["query_id"], minlength=queries)
+        return total
+
+    def below(self, query: int) -> Entries:
+        """The next entries, those of queries below `query`."""
+        taken = [self._held]
+        while taken[-1].size == 0 or taken[-1]["query_id"][-1] < query:
+            if self._next >= self._entries:
+                break
+            taken.append(self._read(self._next))
+            self._next += taken[-1].size
+        last = taken[-1]
+        stop = int(np.searchsorted(last["query_id"], query))
+        taken[-1], self._held = last[:stop], last[stop:]
+        return np.concatenate(taken)
+
+    def _read(self, first: int) -> Entries:
+        count = min(_PIECE, self._entries - first)
+        offset = self._start + first * self._entry.itemsize
+        piece: Entries = np.fromfile(self._path, self._entry, count, offset=offset)
+        return piece
+
+
 def by_ranges(
-    sketches: Sequence[Entries], queries: int, most: int
+    sketches: Sequence[SavedSketch], queries: int, most: int
 ) -> Iterator[tuple[int, int, list[Entries]]]:
-    """Cut sorted sketches into ranges of queries with at most `most` entries in all of them.
+    """Cut sketches into ranges of queries with at most `most` entries in all of them.
 
     Yields (first query, one past the last, that part of every sketch); a single query may exceed
     `most`.
     """
-    every = np.arange(queries + 1)
-    # Each sketch's query column is read once, whatever the number of ranges.
-    bounds = [np.searchsorted(sketch["query_id"], every) for sketch in sketches]
-    total = sum(bounds, np.zeros(queries + 1, np.int64))
-    edges = [0]
-    while edges[-1] < queries:
-        reach = int(np.searchsorted(total, total[edges[-1]] + most, side="right")) - 1
-        edges.append(min(max(edges[-1] + 1, reach), queries))
-    for first, stop in itertools.pairwise(edges):
-        yield first, stop, [s[b[first] : b[stop]] for s, b in zip(sketches, bounds, strict=True)]
+    counts = sum((sketch.counts(queries) for sketch in sketches), np.zeros(queries, np.int64))
+    total = np.concatenate([[0], np.cumsum(counts)])
+    first = 0
+    while first < queries:
+        reach = int(np.searchsorted(total, total[first] + most, side="right")) - 1
+        stop = min(max(first + 1, reach), queries)
+        yield first, stop, [sketch.below(stop) for sketch in sketches]
+        first = stop

@@ -1,8 +1,9 @@
 """At most `cap` pairs a query, exactly and reproducibly.
 
 Every query selects its `cap` pairs of smallest priority h = hash(uid, query, seed), or all that it
-has; the dataset is the union. Six phases: count per file, add up, sketch per file, thresholds,
-select per file, check. No result depends on the files' number or order, and none reads a text.
+has; the dataset is the union. Five phases: add up what `dedup` counted, sketch per file,
+thresholds, select per file, check. No result depends on the files' number or order, and none reads
+a text.
 """
 
 from __future__ import annotations
@@ -140,7 +141,6 @@ def choose(
 # The phases' plans. A phase sees the plan of those before it, and its tasks count on from there.
 
 _PAIRS = "dedup:pairs-*.parquet"
-_QUERIES = "queries:queries.parquet"
 _COUNTS = "balance:counts.npy"
 _CHARGED = "balance:charged.npy"
 _THRESHOLDS = ("balance:tau.npy", "balance:last.npy", "balance:full.npy")
@@ -148,12 +148,8 @@ _ALL = tuple(BalanceSettings.model_fields)
 
 
 def plan(run: Run) -> list[Task]:
-    """Count: how many pairs each query occurs in, file by file."""
-    return _per_file(run, "count", [_QUERIES], ignores=_ALL)
-
-
-def _plan_total(run: Run) -> list[Task]:
-    return [_single(run, "total", run.find("balance:count-*.npy"), ignores=_ALL)]
+    """Add up how many pairs each query occurs in."""
+    return [Task("balance", 0, tuple(run.find("dedup:count-*.npy")), {"phase": "total"}, _ALL)]
 
 
 def _plan_sketch(run: Run) -> list[Task]:
@@ -182,7 +178,7 @@ def _plan_select(run: Run) -> list[Task]:
 
 def _plan_check(run: Run) -> list[Task]:
     reads = [_COUNTS, _CHARGED, "balance:due.npy"]
-    for pattern in ("balance:selected-*.parquet", "balance:domains-*.parquet", "dedup:raw-*.npy"):
+    for pattern in ("balance:chosen-*.npy", "balance:domains-*.parquet", "dedup:raw-*.npy"):
         reads += run.find(pattern)
     return [_single(run, "check", reads)]
 
@@ -192,7 +188,7 @@ def _single(run: Run, phase: str, reads: list[str], **options: Any) -> Task:
 
 
 def _per_file(run: Run, phase: str, reads: list[str], **options: Any) -> list[Task]:
-    first = 0 if phase == "count" else len(run.plan("balance"))
+    first = len(run.plan("balance"))
     return [
         Task("balance", first + part, (pairs, *reads), {"phase": phase, "part": part}, **options)
         for part, pairs in enumerate(run.find(_PAIRS))
@@ -208,10 +204,10 @@ def work(attempt: Attempt) -> Stats:
 
 STAGE = Stage(
     name="balance",
-    needs=("queries", "dedup"),
+    needs=("dedup",),
     plan=plan,
     work=work,
-    then=(_plan_total, _plan_sketch, _plan_thresholds, _plan_select, _plan_check),
+    then=(_plan_sketch, _plan_thresholds, _plan_select, _plan_check),
     unit="pairs",
-    version=2,
+    version=3,
 )

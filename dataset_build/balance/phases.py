@@ -1,9 +1,10 @@
-"""The work of balance's six phases; memory is bounded by the query list, a batch and a range."""
+"""The work of balance's five phases; memory is bounded by the query list, a batch and a range."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build import domains, records, selection
-from dataset_build.balance import BalanceSettings, Mode, delta
+from dataset_build.balance import BalanceSettings, Mode
+from dataset_build.balance.delta import Delta
 from dataset_build.hashing import U64, halves
 from dataset_build.neighbours import place_in_run
 from dataset_build.thresholds import (
@@ -22,6 +24,7 @@ from dataset_build.thresholds import (
     Bool,
     Entries,
     Limit,
+    SavedSketch,
     Thresholds,
     by_ranges,
     entries,
@@ -38,6 +41,7 @@ _ROW_GROUP = 16_384
 _RANGE_ENTRIES = 2_000_000  # of 28 bytes (36 with domains); sorting takes three times as much
 _HEADS = 100  # queries whose domains are reported
 _DOMAINS = 10  # domains reported of each
+_SERVED_TABLES = 16  # held before they are added up
 
 HEAD_DOMAINS = pa.schema(
     [("query_id", pa.uint32()), ("domain", pa.string()), ("selected", pa.uint64())]
@@ -73,16 +77,6 @@ class Matches:
         return Matches(self.row[at], self.query[at], self.high[at], self.low[at], domain)
 
 
-def _count(attempt: Attempt) -> Stats:
-    pairs, queries_path = attempt.inputs()
-    queries = pq.read_metadata(queries_path).num_rows
-    counts = np.zeros(queries, np.uint64)
-    for batch in _read(attempt, pairs, ["query_ids"]):
-        counts += selection.count(selection.matches(batch["query_ids"])[1], queries)
-    np.save(attempt.folder / f"count-{_part(attempt)}.npy", counts)
-    return Stats()
-
-
 def _total(attempt: Attempt) -> Stats:
     np.save(attempt.folder / "counts.npy", _sum(attempt.inputs()))
     return Stats()
@@ -103,22 +97,25 @@ def _sketch(attempt: Attempt) -> Stats:
         np.save(attempt.folder / f"charged-{_part(attempt)}.npy", charged)
         # How many pairs are charged to a query in all files is not known yet: keep all it may take.
         bound = np.full_like(bound, NO_LIMIT)
-    sketch = _sketch_file(attempt, pairs, counts, bound)
-    np.save(attempt.folder / f"sketch-{_part(attempt)}.npy", sketch)
-    return Stats(counts=Counter(sketch_entries=sketch.size))
+    stats = Stats()
+    for number, run in enumerate(_sketches(attempt, pairs, counts, bound)):
+        np.save(attempt.folder / f"sketch-{_part(attempt)}-{number:03d}.npy", run)
+        stats.counts["sketch_entries"] += run.size
+    return stats
 
 
-def _sketch_file(
+def _sketches(
     attempt: Attempt, pairs: Path, counts: U64, bound: U64, only: Bool | None = None
-) -> Entries:
-    """The sketch of a file's matches whose priority is within its query's bound.
+) -> Iterator[Entries]:
+    """Sketches of pieces of a file: of its matches whose priority is within its query's bound.
 
-    `only`: a mask of the queries wanted. Memory: some times the sketch, or `_RANGE_ENTRIES`.
+    `only`: a mask of the queries wanted. Where a piece fills a query, `bound` is lowered for the
+    next ones.
     """
     settings: BalanceSettings = attempt.settings
     limit, hash_of = settings.depth, priority(settings.seed)
     columns = ["uid", "query_ids", *(["domain"] if limit.per_domain else [])]
-    sketch, found, pending = np.zeros(0, limit.entry), [], 0
+    found, pending = [], 0
     for batch in _read(attempt, pairs, columns):
         matches = Matches.of(batch, settings.mode, counts, limit)
         if only is not None:
@@ -128,9 +125,14 @@ def _sketch_file(
         matches, h = matches.where(near), h[near]
         found.append(entries(matches.high, matches.low, matches.query, h, matches.domain))
         pending += h.size
-        if pending > max(_RANGE_ENTRIES, sketch.size):  # each entry is sorted a few times at most
-            sketch, found, pending = merge([sketch, *found], limit), [], 0
-    return merge([sketch, *found], limit)
+        if pending > _RANGE_ENTRIES:
+            yield (sketch := merge(found, limit))
+            found, pending = [], 0
+            held = selection.count(sketch["query_id"], counts.size)
+            (full,) = np.nonzero(held == limit.pairs)
+            last = np.searchsorted(sketch["query_id"], full, side="right") - 1
+            bound[full] = np.minimum(bound[full], sketch["h"][last])
+    yield merge(found, limit)
 
 
 def _thresholds(attempt: Attempt) -> Stats:
@@ -147,7 +149,7 @@ def _thresholds(attempt: Attempt) -> Stats:
         if settings.mode == "attributed":
             charged = _sum(path for name, path in paths.items() if "charged-" in name)
         due = np.minimum(charged, np.uint64(limit.pairs))
-        sketches = [np.load(p, mmap_mode="r") for n, p in paths.items() if "sketch-" in n]
+        sketches = [SavedSketch(path) for name, path in paths.items() if "sketch-" in name]
         pairs = [path for name, path in paths.items() if name.startswith("dedup:")]
         found = []
         for first, stop, parts in by_ranges(sketches, counts.size, _RANGE_ENTRIES):
@@ -161,8 +163,8 @@ def _thresholds(attempt: Attempt) -> Stats:
                 only[lacking] = True
                 unbounded = np.full_like(counts, NO_LIMIT)
                 for path in pairs:
-                    more = _sketch_file(attempt, path, counts, unbounded, only)
-                    sketch = merge([sketch, more], depth)
+                    for more in _sketches(attempt, path, counts, unbounded, only):
+                        sketch = merge([sketch, more], depth)
             sketch = merge([sketch], limit)
             found.append(Thresholds.of(sketch, charged[first:stop], limit, first))
             if limit.per_domain is not None:
@@ -187,9 +189,12 @@ def _select(attempt: Attempt) -> Stats:
     heads[np.argsort(-counts.astype(np.int64), kind="stable")[:_HEADS]] = True
     served = [HEAD_DOMAINS.empty_table()]
     stats = Stats()
-    uids = [pa.array([], records.UID)]
+    selected, in_union = np.zeros_like(counts), np.zeros_like(counts)
     path = attempt.folder / f"selected-{_part(attempt)}.parquet"
-    with records.writer(path, records.SELECTED) as writer:
+    with (
+        records.writer(path, records.SELECTED) as writer,
+        closing(Delta(attempt)) as changes,
+    ):
         for batch in _read(attempt, pairs, records.PAIRS.names):
             matches = Matches.of(batch, settings.mode, counts, limit)
             row, query = matches.row, matches.query
@@ -205,18 +210,24 @@ def _select(attempt: Attempt) -> Stats:
             stats.rows_out += kept.size
             stats.drop("unmatched", unmatched)
             stats.drop("over_cap", batch.num_rows - unmatched - kept.size)
-            for queries, rows in zip(*np.unique(number[kept], return_counts=True), strict=True):
-                stats.observe("selected_by", queries, int(rows))
+            for queries, rows in enumerate(np.bincount(number[kept]).tolist()):
+                if rows:
+                    stats.observe("selected_by", queries, rows)
             head = np.flatnonzero(chosen & heads[query])
             served.append(_served(query[head], batch["domain"].take(pa.array(row[head]))))
+            if len(served) > _SERVED_TABLES:
+                served = [_ranked(served)]
             columns = {name: batch[name] for name in batch.schema.names if name != "domain"}
             columns |= {"selected_by": selected_by, "probability": pa.array(probability)}
             table = pa.table(columns, schema=records.SELECTED).take(pa.array(kept))
-            uids += table["uid"].chunks
             writer.write_table(table, row_group_size=_ROW_GROUP)
+            selected += selection.count(query[chosen], counts.size)
+            in_union += selection.count(selection.matches(table["query_ids"])[1], counts.size)
+            changes.add(batch["uid"], table["uid"])
+        changes.finish(stats)
+    np.save(attempt.folder / f"chosen-{_part(attempt)}.npy", np.stack([selected, in_union]))
     domains_path = attempt.folder / f"domains-{_part(attempt)}.parquet"
     pq.write_table(_ranked(served), domains_path, compression="zstd")
-    delta.write(attempt, pa.concat_arrays(uids), stats)
     return stats
 
 
@@ -246,15 +257,8 @@ def _check(attempt: Attempt) -> Stats:
     counts_path, charged_path, due_path = list(paths.values())[:3]
     counts, charged, due = np.load(counts_path), np.load(charged_path), np.load(due_path)
     raw = _sum(path for name, path in paths.items() if name.startswith("dedup:raw-"))
-    selected, in_union = np.zeros_like(counts), np.zeros_like(counts)
-    served = [HEAD_DOMAINS.empty_table()]
-    for name, path in paths.items():
-        if "selected-" in name:
-            for batch in _read(attempt, path, ["query_ids", "selected_by"]):
-                in_union += selection.count(selection.matches(batch["query_ids"])[1], counts.size)
-                selected += selection.count(selection.matches(batch["selected_by"])[1], counts.size)
-        elif "domains-" in name:
-            served.append(pq.read_table(path))
+    selected, in_union = _sum(path for name, path in paths.items() if "chosen-" in name)
+    served = [pq.read_table(path) for name, path in paths.items() if "domains-" in name]
     if due.size:
         wrong = np.flatnonzero(selected != due)
         assert not wrong.size, (
@@ -311,7 +315,6 @@ def _read(attempt: Attempt, path: Path, columns: list[str]) -> Iterator[pa.Recor
 
 
 PHASES: dict[str, Callable[[Attempt], Stats]] = {
-    "count": _count,
     "total": _total,
     "sketch": _sketch,
     "thresholds": _thresholds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_build import selection
+from dataset_build import selection, thresholds
 from dataset_build.balance import BalanceSettings, Mode, choose
 from dataset_build.hashing import U64, mix64
 from dataset_build.thresholds import (
     NO_LIMIT,
     U32,
     Limit,
+    SavedSketch,
     Thresholds,
+    by_ranges,
     entries,
     likely_bound,
     merge,
@@ -235,3 +238,29 @@ def test_probability_is_that_of_the_seeds() -> None:
     # Five standard deviations of a mean of 400 trials are at most 0.125.
     assert np.abs(chosen / trials - expected).max() < 0.125
     assert abs((chosen / trials - expected).mean()) < 0.01
+
+
+@pytest.mark.parametrize(("piece", "most"), [(1, 40), (7, 1), (64, 100), (1000, 1000)])
+def test_saved_sketches_are_read_by_ranges_of_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, most: int
+) -> None:
+    monkeypatch.setattr(thresholds, "_PIECE", piece)
+    rng = np.random.default_rng(piece)
+    sketches = []
+    for number, size in enumerate((200, 0, 31)):
+        query = np.sort(rng.integers(2, QUERIES - 2, size)).astype(np.uint32)
+        high, low, h = (rng.integers(0, 2**63, size).astype(np.uint64) for _ in range(3))
+        sketches.append(entries(high, low, query, h))
+        np.save(tmp_path / f"{number}.npy", sketches[-1])
+    saved = [SavedSketch(tmp_path / f"{number}.npy") for number in range(3)]
+    found, edges = [[np.zeros(0, s.dtype)] for s in sketches], [0]
+    for first, stop, parts in by_ranges(saved, QUERIES, most):
+        assert first == edges[-1] < stop
+        edges.append(stop)
+        assert sum(part.size for part in parts) <= most or stop == first + 1
+        for place, part in zip(found, parts, strict=True):
+            assert ((part["query_id"] >= first) & (part["query_id"] < stop)).all()
+            place.append(part)
+    assert edges[-1] == QUERIES
+    for sketch, parts in zip(sketches, found, strict=True):
+        assert np.concatenate(parts).tobytes() == sketch.tobytes()

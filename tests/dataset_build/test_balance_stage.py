@@ -63,9 +63,6 @@ def run_balance(
         config = Config(match=MatchSettings(buckets=files), balance=BalanceSettings(**options))
         run = Run(tmp_path / name, config)
 
-        def queries(folder: Path) -> None:
-            pq.write_table(pa.table({"norm": ["x"] * QUERIES}), folder / "queries.parquet")
-
         def dedup(folder: Path) -> None:
             for number in range(files):
                 part: list[dict[str, Any]] = [
@@ -81,10 +78,10 @@ def run_balance(
                 ]
                 table = pa.Table.from_pylist(part, schema=records.PAIRS)
                 pq.write_table(table, folder / f"pairs-{number:05d}.parquet")
-                raw = 2 * selection.count(selection.matches(table["query_ids"])[1], QUERIES)
-                np.save(folder / f"raw-{number:05d}.npy", raw)
+                count = selection.count(selection.matches(table["query_ids"])[1], QUERIES)
+                np.save(folder / f"count-{number:05d}.npy", count)
+                np.save(folder / f"raw-{number:05d}.npy", 2 * count)
 
-        publish_files(run, "queries", queries)
         publish_files(run, "dedup", dedup)
         manifests = run_stage(run, balance.STAGE)
         run = Run(run.folder, config)
@@ -202,6 +199,24 @@ def test_stage_recovers_from_sketches_that_hold_too_little(
     _, selected, manifests = run_balance("b", pairs, 4, **options)
     assert sum(m.stats.counts["rescanned_queries"] for m in manifests) > 3
     assert selected.equals(expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_cap": 90}, {"mode": "attributed"}, {"domain_share": 0.2}]
+)
+def test_sketches_of_pieces_make_the_same_thresholds(
+    run_balance: Balance, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    pairs = make_pairs(500)
+    _, expected, _ = run_balance("a", pairs, 2, cap=40, **options)
+    monkeypatch.setattr(phases, "_RANGE_ENTRIES", 60)
+    monkeypatch.setattr(phases, "_BATCH_ROWS", 20)
+    monkeypatch.setattr(phases, "_SERVED_TABLES", 2)
+    run, selected, manifests = run_balance("b", pairs, 2, cap=40, **options)
+    assert len(run.find("balance:sketch-*.npy")) > 4
+    assert selected.equals(expected)
+    entries = sum(m.stats.counts["sketch_entries"] for m in manifests)
+    assert entries < sum(map(len, pairs[1])), "a full piece must lower the bound of the next"
 
 
 def test_stage_reports_a_count_that_is_not_exact(

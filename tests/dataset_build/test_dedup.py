@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -183,6 +184,35 @@ def test_stage_is_free_of_order_and_partition(build: Callable[..., Built]) -> No
         assert (stats.rows_in, stats.rows_out) == (400, len(one))
         raw = [np.load(other.path(r)) for r in other.find("dedup:raw-*.npy")]
         assert sum(raw).tolist() == np.load(run.path("dedup:raw-00000.npy")).tolist()
+
+
+def test_ranges_that_fit_into_memory_change_no_row(
+    build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = rows(400, seed=1)
+    config = Config(match=MatchSettings(buckets=2, keep_unmatched=True))
+    whole, manifests, run = build("whole", values, 3, config)
+    held = []
+
+    def watched(matched: pa.Table) -> tuple[pa.Table, npt.NDArray[np.uint32]]:
+        held.append(len(matched))
+        return first_occurrences(matched)
+
+    monkeypatch.setattr(dedup, "first_occurrences", watched)
+    monkeypatch.setattr(dedup, "_RANGE_ROWS", 20)
+    parts, limited, other = build("parts", values, 3, config)
+    assert parts == whole
+    assert max(held) < 60, "addresses with many captions stay whole, but a bucket has some 100 rows"
+    assert sum(held) == 400
+    total = [sum((m.stats for m in ms), Stats()) for ms in (manifests, limited)]
+    assert total[0] == total[1]
+    for name in ("raw", "count"):
+        arrays = [np.load(r.path(f"dedup:{name}-00000.npy")).tolist() for r in (run, other)]
+        assert arrays[0] == arrays[1]
+    counts = [sum(q in row["query_ids"] for row in whole) for q in range(len(QUERIES))]
+    assert arrays[0] == counts
+    for manifest in limited:
+        assert all(o.name.endswith((".parquet", ".npy")) for o in manifest.outputs)
 
 
 def test_a_group_is_a_range_of_uids(build: Callable[..., Built]) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,3 +76,39 @@ def test_row_groups_outside_the_range_are_not_read(
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", watch)
     assert uid_range.read([path], uids[250], uids[310], ["uid"]).num_rows == 61
     assert groups == [2, 3]
+
+
+@given(st.sets(UIDS, max_size=60), st.lists(UIDS, max_size=5), st.integers(1, 9))
+def test_ascending_ranges_of_a_file(
+    tmp_path_factory: pytest.TempPathFactory, uids: set[bytes], bounds: list[bytes], group: int
+) -> None:
+    path = tmp_path_factory.mktemp("ascending") / "sorted.parquet"
+    table = pa.table({"uid": pa.array(sorted(uids), records.UID), "n": range(len(uids))})
+    pq.write_table(table, path, row_group_size=group)
+    first, *rest = sorted([*bounds, bytes(16)])
+    with closing(uid_range.Ascending(path, ["uid", "n"], first)) as rows:
+        for bound in rest:
+            assert rows.before(bound)["uid"].to_pylist() == [
+                uid for uid in sorted(uids) if first <= uid < bound
+            ]
+            first = bound
+        left = rows.before(None)
+    assert left["uid"].to_pylist() == [uid for uid in sorted(uids) if uid >= first]
+    assert left["n"].to_pylist() == list(range(len(uids) - len(left), len(uids)))
+
+
+def test_cuts_are_between_addresses() -> None:
+    first, last = uid_range.bounds(3, 8)
+    cuts = uid_range.cuts(first, last, 7)
+    assert len(cuts) == 6
+    assert all(cut[8:] == bytes(8) for cut in cuts)
+    widths = np.diff([int.from_bytes(uid[:8], "big") for uid in (first, *cuts, last)])
+    assert widths.max() - widths.min() <= 1
+    assert uid_range.cuts(first, last, 1) == []
+
+
+def test_position_among_sorted_uids() -> None:
+    uids = [bytes(8) + bytes([n]) * 8 for n in (1, 3, 3, 5)] + [b"\xff" * 16]
+    array = pa.array(uids, records.UID)
+    for uid in (*uids, bytes(16), bytes(8) + bytes([4]) * 8, b"\1" + bytes(15)):
+        assert uid_range.position(array, uid) == sum(other < uid for other in uids)
