@@ -47,8 +47,8 @@ class DedupSettings(Settings):
 _FIRST = ("uid", "file", "page_url", "source", "text", "url")
 _MATCHED = re.compile(r"match:matched-(?P<snapshot>.+)-\d+-\d+\.parquet")
 _ROW_GROUP = 16_384  # rows; a reader of a range of uids skips the others
-_RANGE_ROWS = 131_072  # held in memory and sorted, some 500 bytes each
-_MOST_RANGES = 512  # files open at one time; reached at 67 million rows in a bucket
+_RANGE_ROWS = 65_536  # held in memory and sorted, some 500 bytes each
+_MOST_RANGES = 512  # files open at one time; reached at 33 million rows in a bucket
 
 
 def groups(run: Run) -> list[tuple[int, int]]:
