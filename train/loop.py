@@ -16,7 +16,7 @@ from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
-from train import checkpoint, distributed, towers
+from train import checkpoint, distributed, initial_weights, towers
 from train.checkpoint import Progress
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
@@ -119,6 +119,8 @@ def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Pro
     process.wait()
     found = checkpoint.latest(checkpoints, digest)
     if found is None:
+        if step.settings.init_from:
+            initial_weights.load(Path(step.settings.init_from).expanduser(), step.net)
         return Progress()
     progress = checkpoint.load(found, step.net, step.optimizer)
     log.info("going on from %s", found)

@@ -18,6 +18,8 @@ def _plan_train(run: Run) -> list[Task]:
         *run.find("pack:dataset.json"),
         *run.find("pack:shards/*.tar"),
     ]
+    if start := run.settings("train").init_from:
+        reads += run.find(start)
     return [Task("train", 0, tuple(reads))]
 
 
