@@ -1,4 +1,4 @@
-"""The command line: build | train | evaluate | report | status | verify | config."""
+"""The command line: build | train | evaluate | report | status | verify | config | export."""
 
 from __future__ import annotations
 
@@ -142,6 +142,18 @@ def _verify(options: argparse.Namespace) -> int:
     return EXIT_DAMAGED if faults else 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    """Write the trained model in a format that others read."""
+    from pipeline import recipe
+    from train.export import export
+
+    status.read(options.run)  # says so if there is no run
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    run = Run(options.run.absolute(), config)
+    print(export(run, options.format, options.to))
+    return 0
+
+
 def _config(options: argparse.Namespace) -> int:
     """Print the resolved configuration, every key explained."""
     from pipeline import recipe
@@ -216,6 +228,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(call=call)
         command.add_argument("run", type=Path, metavar="RUN")
+    text = "write the trained model as open_clip or transformers read it"
+    command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    command.set_defaults(call=_export)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("--format", choices=["open_clip", "huggingface"], default="open_clip")
+    command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
     task = commands.add_parser("task", description="one attempt at one task, for executors")
     task.set_defaults(call=_task)
     for name, kind in (("run", Path), ("stage", str), ("index", int), ("fingerprint", str)):

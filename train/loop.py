@@ -50,6 +50,8 @@ def train(attempt: Attempt) -> Stats:
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
         progress = _resume(step, folder, _digest(attempt), process)
+        if settings.init_from and not progress.step:
+            initial_weights.load(Path(settings.init_from).expanduser(), step.net)
         metrics = None
         if process.leads:
             metrics = stack.enter_context(Metrics(folder / "metrics.jsonl", progress.step))
@@ -93,7 +95,9 @@ def train(attempt: Attempt) -> Stats:
                 raise Stopped(f"at step {progress.step}")
         assert saved == steps
         if process.leads:
-            save_model(attempt.folder, step.net, described, settings.data.margin)
+            training = {"settings": settings.identity(), "dataset": index.fingerprint}
+            training |= {"pairs": len(index), "seen": steps * settings.batch}
+            save_model(attempt.folder, step.net, described, settings.data.margin, training)
         process.wait()
     seen = steps * settings.batch
     stats = Stats(rows_in=seen, rows_out=seen - progress.skipped * settings.batch)
@@ -119,8 +123,6 @@ def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Pro
     process.wait()
     found = checkpoint.latest(checkpoints, digest)
     if found is None:
-        if step.settings.init_from:
-            initial_weights.load(Path(step.settings.init_from).expanduser(), step.net)
         return Progress()
     progress = checkpoint.load(found, step.net, step.optimizer)
     log.info("going on from %s", found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,17 @@ class Tokenizer:
         return tokens
 
 
-def save_model(folder: Path, net: CLIP, model: dict[str, Any], margin: int) -> None:
-    """Write `model.safetensors` and `model.json`; equal weights give equal bytes."""
+def save_model(
+    folder: Path,
+    net: CLIP,
+    model: dict[str, Any],
+    margin: int,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model.safetensors` and `model.json`; equal weights give equal bytes.
+
+    `training` is what the weights came from: settings, the dataset's fingerprint, pairs seen.
+    """
     from safetensors.torch import save_file
 
     weights = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
@@ -99,7 +108,8 @@ def save_model(folder: Path, net: CLIP, model: dict[str, Any], margin: int) -> N
         "mean": PIXEL_MEAN,
         "std": PIXEL_STD,
     }
-    text = json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}, indent=1, sort_keys=True)
+    parts = {"model_cfg": model, "preprocess_cfg": preprocess, "training": dict(training or {})}
+    text = json.dumps(parts, indent=1, sort_keys=True)
     (folder / "model.json").write_text(text + "\n")
 
 

@@ -49,5 +49,5 @@ def _evaluate(attempt: Attempt) -> Stats:
     return evaluate(attempt)
 
 
-TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen")
+TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen", version=2)
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

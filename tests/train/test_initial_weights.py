@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import torch
 from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file, save_file
 
-from pipeline import manifest
 from pipeline.config import ConfigError, MissingInput
-from pipeline.manifest import Stats
-from pipeline.stage import Attempt, Planned, Task
+from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from tests.train.conftest import TINY_MODEL, Pack, Stopping
+from tests.train.published import publish_pack
 from train import initial_weights, loop, stages, towers
 from train.model import CLIP
 from train.settings import ModelSettings
@@ -96,17 +94,7 @@ def test_other_weights_are_another_task(
 ) -> None:
     path = tmp_path / "start.safetensors"
     run = attempt(pack(8), init_from=str(path)).run
-    stored = run.stage_folder("pack") / "store" / "one"
-    shutil.copytree(tmp_path / "packed", stored)
-    run.save_plan("pack", [Planned(Task("pack", 0), "f" * 64)])
-    manifest.publish(
-        *(run.stage_folder("pack"), stored),
-        index=0,
-        fingerprint="f" * 64,
-        stats=Stats(),
-        seconds=0.0,
-        attempt=1,
-    )
+    publish_pack(run, tmp_path / "packed")
     with pytest.raises(MissingInput, match=r"start\.safetensors: no such input"):
         stages.TRAIN.planned(run, 0, 0)
     fingerprints = set()
