@@ -92,8 +92,9 @@ def train(attempt: Attempt) -> Stats:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
                 raise Stopped(f"at step {progress.step}")
         assert saved == steps
+        net = step.whole_net()
         if process.leads:
-            save_model(attempt.folder, step.net, described, settings.data.margin)
+            save_model(attempt.folder, net, described, settings.data.margin)
         process.wait()
     seen = steps * settings.batch
     stats = Stats(rows_in=seen, rows_out=seen - progress.skipped * settings.batch)
