@@ -94,10 +94,11 @@ def train(attempt: Attempt) -> Stats:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
                 raise Stopped(f"at step {progress.step}")
         assert saved == steps
+        net = step.whole_net()
         if process.leads:
             training = {"settings": settings.identity(), "dataset": index.fingerprint}
             training |= {"pairs": len(index), "seen": steps * settings.batch}
-            save_model(attempt.folder, step.net, described, settings.data.margin, training)
+            save_model(attempt.folder, net, described, settings.data.margin, training)
         process.wait()
     seen = steps * settings.batch
     stats = Stats(rows_in=seen, rows_out=seen - progress.skipped * settings.batch)

@@ -7,7 +7,7 @@ Natural Language Supervision", tables 18 to 20; `presets` holds them for every m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,8 +47,9 @@ class ModelSettings(Settings):
     """Attention heads of the text transformer; they divide its width."""
     context_length: int = Field(default=24, ge=4, le=512)
     """Tokens a text is cut to, start and end included."""
-    init_temperature: float = Field(default=0.07, gt=0.01)
-    """Temperature of the softmax at the start; it is learned, and never falls below 0.01."""
+    init_temperature: float | None = Field(default=None, gt=0.01)
+    """Temperature at the start; it is learned. Unset: 0.07 for the contrastive loss, under which it
+    never falls below 0.01, and 0.1 for SigLIP's."""
 
 
 class DataSettings(Settings):
@@ -109,6 +110,7 @@ class TrainSettings(OptimSettings):
     # A preset's values stand in the other fields, and `init_from` is an input of the task.
     operational: ClassVar[frozenset[str]] = frozenset(
         {"preset", "init_from", "threads", "log_every_steps", "trackers"}
+        | {"parallel", "compile", "checkpoint_activations"}
     )
 
     preset: str = "ViT-B/32"
@@ -132,8 +134,26 @@ class TrainSettings(OptimSettings):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of the towers; the loss is always float32. `auto`: bfloat16 where the processor
     has matrix units for it."""
+    loss: Literal["contrastive", "siglip"] = "contrastive"
+    """CLIP's softmax over all pairs of the batch, or SigLIP's sigmoid of each, with a learned bias
+    that starts at -10."""
     loss_tile: int = Field(default=1024, ge=1)
     """Rows of the similarity matrix that exist at one time."""
+    chunk: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Pairs that a process sends through the towers at once. Fewer than its part of the batch: the
+    towers run twice, features first, and the loss is still that of the whole batch. A ResNet
+    normalises by the statistics of a chunk."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Whether each of several processes holds the whole model (ddp) or a part of it (fsdp). `auto`:
+    fsdp from 800 million parameters on."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether torch.compile makes kernels for the towers; takes minutes at the start. `auto`: on
+    GPUs."""
+    checkpoint_activations: bool = False
+    """Whether the towers' blocks run again on the way back instead of keeping what they computed:
+    a third more work, far less memory."""
+    sync_batchnorm: bool = False
+    """Whether a ResNet normalises by the statistics of all processes' pictures, on GPUs."""
     max_skipped_steps: int = Field(default=10, ge=0)
     """Steps that may be skipped because their loss or gradient was not finite; one more ends the
     run."""
