@@ -82,7 +82,6 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
 
 
 def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:
-    from dataset_build import report
     from pipeline import recipe
 
     stop = StopFlag().install()
@@ -93,11 +92,20 @@ def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> in
         with progress.for_console(run, console) as watch:
             done = runner.advance(run, stages, executor, stop, watch)
     finally:
-        page = report.write(run, recipe.all_stages(config))
+        page = _write_report(run, recipe.all_stages(config))
     if done.idle:
         logging.info("%s: everything is up to date, nothing to run", what)
     logging.info("report: %s", page)
     return 0
+
+
+def _write_report(run: Run, stages: Sequence[Stage]) -> Path:
+    """RUN/train/training.html, where there was training, and RUN/report, which links to it."""
+    from dataset_build import report
+    from train import page
+
+    page.write(run.stage_folder("train"))
+    return report.write(run, stages)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -106,7 +114,7 @@ def _report(options: argparse.Namespace) -> int:
 
     run, config = _open(options)
     stages = recipe.all_stages(config)
-    report.write(run, stages)
+    _write_report(run, stages)
     for line in report.summary_lines(run, stages):
         print(line)
     return 0

@@ -19,6 +19,7 @@ from pipeline.config import UserError
 START, END = "<|startoftext|>", "<|endoftext|>"
 START_ID, END_ID = 49406, 49407
 
+_MODEL_KEYS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
 _VISION_KEYS = {"image_size", "width", "layers", "head_width", "patch_size", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -76,7 +77,8 @@ def _towers(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             "use --format open_clip"
         )
     foreign = sorted(
-        {f"vision_cfg.{key}" for key in vision.keys() - _VISION_KEYS}
+        (model.keys() - _MODEL_KEYS)
+        | {f"vision_cfg.{key}" for key in vision.keys() - _VISION_KEYS}
         | {f"text_cfg.{key}" for key in text.keys() - _TEXT_KEYS}
     )
     if foreign:

@@ -73,6 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_VIT,
         "model": {
             "name": "custom",
+            "init_temperature": 0.07,
             "tower": "resnet",
             "image_size": 64,
             "layers": [2, 2, 1, 1],
@@ -105,7 +106,12 @@ def nearest(name: str) -> list[str]:
 
 def with_preset(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The settings `given`, on top of the preset `name`; what the batch decides is derived."""
-    merged = _merge(PRESETS[name], given)
+    preset = PRESETS[name]
+    if given.get("loss", "contrastive") != "contrastive":
+        # The temperature at the start is one of CLIP's loss; another loss has its own.
+        model = {k: v for k, v in preset["model"].items() if k != "init_temperature"}
+        preset = {**preset, "model": model}
+    merged = _merge(preset, given)
     batch, samples = _integer(merged["batch"]), _integer(merged["samples"])
     if batch and samples:  # else the fields' own checks will complain
         lr, warmup_steps = scaled(name, batch, samples)

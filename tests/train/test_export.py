@@ -267,7 +267,8 @@ def test_a_resnet_is_no_clip_model_of_transformers(
 def test_what_transformers_lacks_is_named() -> None:
     model = towers.description(ModelSettings(name="ViT-B-32"))
     model["text_cfg"] = {**model["text_cfg"], "pool_type": "last"}
-    with pytest.raises(huggingface.NotExportable, match=r"text_cfg\.pool_type"):
+    model["init_logit_bias"] = -10  # SigLIP's
+    with pytest.raises(huggingface.NotExportable, match=r"init_logit_bias, text_cfg\.pool_type"):
         huggingface.files(model, {}, {})
 
 

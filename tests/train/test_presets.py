@@ -113,6 +113,14 @@ def test_the_users_keys_lie_above_the_preset() -> None:
     assert presets.PRESETS["RN50"]["model"]["init_temperature"] == 0.07
 
 
+def test_another_loss_has_its_own_temperature() -> None:
+    assert of("ViT-B/32", loss="siglip").model.init_temperature is None
+    assert (
+        of("ViT-B/32", loss="siglip", model={"init_temperature": 0.2}).model
+        == of("ViT-B/32", model={"init_temperature": 0.2}).model
+    )
+
+
 def test_without_a_preset_it_is_vit_b_32() -> None:
     assert TrainSettings() == of("ViT-B/32")
 

@@ -16,7 +16,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from dataset_build import report
 from dataset_build.report.gather import gather
-from dataset_build.report.page import funnel, page, percent, size
+from dataset_build.report.page import funnel, page
 from tests.dataset_build.report.fake_build import HOSTILE, STAGES, BalanceSettings, FakeBuild
 
 HEADINGS = (
@@ -203,13 +203,6 @@ def test_bars_are_linear_until_the_smallest_cannot_be_seen() -> None:
     assert 60 < far["rows"][0]["out_length"] < 70
     assert far["rows"][1]["out_length"] == 0
     assert funnel([])["rows"] == []
-
-
-def test_numbers_for_people() -> None:
-    assert percent(1, 100_000) == "<0.1%"
-    assert percent(99_999, 100_000) == ">99.9%"
-    assert (percent(0, 7), percent(7, 7), percent(1, 0)) == ("0.0%", "100.0%", "\N{EN DASH}")
-    assert (size(999), size(1_500_000), size(None)) == ("999 B", "1.5 MB", "\N{EN DASH}")
 
 
 @pytest.fixture

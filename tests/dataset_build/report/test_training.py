@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dataset_build.report.published import Absent, Build
-from dataset_build.report.training import POINTS, curves, evaluation, thin
+from dataset_build.report.training import curves, evaluation
 from tests.dataset_build.report.fake_build import STAGES, FakeBuild
 
 
@@ -34,15 +34,6 @@ def test_a_cut_line_and_strangers_are_passed_over(fake_build: FakeBuild) -> None
 def test_a_log_without_a_step_is_absent(fake_build: FakeBuild) -> None:
     with pytest.raises(Absent, match="no step"):
         curves(_log(fake_build, ""))
-
-
-def test_thinning_averages_neighbours() -> None:
-    points = [(float(step), float(step % 2)) for step in range(1, 1201)]
-    thinned = thin(points)
-    assert len(thinned) == POINTS
-    assert {value for _, value in thinned} == {0.5}
-    assert thinned[-1][0] == 1200
-    assert thin([]) == []
 
 
 def test_chance_is_derived_from_the_classes(fake_build: FakeBuild) -> None:

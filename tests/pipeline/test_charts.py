@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from dataset_build.report.charts import Axis, Series, columns, lines, short
+from pipeline.charts import POINTS, Axis, Series, columns, lines, short, thin
 
 
 def _points(svg: str) -> list[tuple[float, float]]:
@@ -73,3 +73,12 @@ def test_ticks_are_round_and_inside() -> None:
 )  # fmt: skip
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_thinning_averages_neighbours() -> None:
+    points = [(float(step), float(step % 2)) for step in range(1, 1201)]
+    thinned = thin(points)
+    assert len(thinned) == POINTS
+    assert {value for _, value in thinned} == {0.5}
+    assert thinned[-1][0] == 1200
+    assert thin([]) == []
