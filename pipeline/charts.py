@@ -157,7 +157,10 @@ def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[lis
 
 
 def short(value: float) -> str:
-    """A number in at most four characters or so: 950, 12k, 3.4M, 400M."""
+    """A number in at most four characters or so: 2e-4, 950, 12k, 3.4M, 400M."""
+    if 0 < abs(value) < 0.001:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             scaled = value / size

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from markupsafe import Markup
@@ -22,38 +22,49 @@ from train.metrics import read
 
 log = logging.getLogger(__name__)
 
-_HALF = 380  # width of a chart that stands beside another, pixels
 _LISTED_INCIDENTS = 100
 _BOTH = ("image to text", "text to image")
-# Section -> its charts: title, columns of metrics.jsonl, their names, unit, range of the y axis.
-_Chart = tuple[str, Sequence[str], Sequence[str], str, tuple[float, float] | None]
+_SHOWN_ABOVE = (
+    *("step", "samples", "time", "loss", "accuracy_image_to_text", "samples_per_s", "mfu"),
+    *("skipped", "substituted"),
+)
+
+
+class _Chart(NamedTuple):
+    """A chart: the columns of metrics.jsonl that it shows, and the names of their lines."""
+
+    title: str
+    unit: str
+    columns: Sequence[str]
+    names: Sequence[str] = ("",)
+    begins: Literal["anywhere", "at zero"] = "anywhere"
+    ends: float | None = None
+    """End of the y axis; None where the data end."""
+
+
 _CHARTS: dict[str, Sequence[_Chart]] = {
     "learning": (
-        (
-            "Loss",
-            ("loss_image_to_text", "loss_text_to_image", "loss"),
-            (*_BOTH, "mean of both"),
-            "nats",
-            None,
+        _Chart(
+            *("Loss", "nats", ("loss", "loss_image_to_text", "loss_text_to_image")),
+            names=("mean of both", *_BOTH),
         ),
-        (
+        _Chart(
             "Accuracy within the batch",
-            ("accuracy_image_to_text", "accuracy_text_to_image"),
-            _BOTH,
             "share",
-            (0.0, 1.0),
+            ("accuracy_image_to_text", "accuracy_text_to_image"),
+            *(_BOTH, "at zero", 1.0),
         ),
     ),
     "optimisation": (
-        ("Learning rate", ("lr",), ("",), "learning rate", None),
-        ("Temperature", ("temperature",), ("",), "temperature", None),
-        ("Norm of the gradient", ("grad_norm",), ("",), "norm", None),
+        _Chart("Learning rate", "", ("lr",)),
+        _Chart("Temperature", "", ("temperature",)),
+        _Chart("Norm of the gradient", "", ("grad_norm",), begins="at zero"),
     ),
     "speed": (
-        ("Throughput", ("samples_per_s",), ("",), "pairs a second", None),
-        ("Time spent waiting for data", ("data_wait",), ("",), "share", (0.0, 1.0)),
-        ("Model FLOP/s utilisation", ("mfu",), ("",), "share of the peak", (0.0, 1.0)),
-        ("Peak memory", ("memory_bytes",), ("",), "bytes", None),
+        _Chart("Pairs a second", "", ("samples_per_s",), begins="at zero"),
+        _Chart("Share of the time spent waiting for data", "", ("data_wait",), ("",), "at zero", 1),
+        _Chart("Share of the hardware's peak arithmetic", "", ("mfu",), ("",), "at zero", 1),
+        _Chart("Peak memory, bytes", "", ("memory_bytes",), begins="at zero"),
     ),
 }
 
@@ -86,9 +97,9 @@ def page(
     """HTML of a record's rows, at least one; `incidents` are (step, what happened)."""
     settings = training.get("settings", {})
     seen, batch = training.get("seen"), settings.get("batch")
-    last = rows[-1]
+    last = {**dict.fromkeys(_SHOWN_ABOVE), **rows[-1]}  # an earlier version recorded fewer
     sections = {
-        section: [_chart(chart, rows, incidents) for chart in made]
+        section: [_chart(chart, rows, incidents, 250 if len(made) == 3 else 380) for chart in made]
         for section, made in _CHARTS.items()
     }
     template = pages.environment(Path(__file__).parent).get_template("page.html.j2")
@@ -98,7 +109,7 @@ def page(
         steps=seen // batch if seen and batch else None,
         last=last,
         figures={key: _figure(key, value) for key, value in last.items()},
-        skipped=last.get("skipped"),
+        recorded=list(rows[-1]),
         sections=sections,
         incidents=incidents[-_LISTED_INCIDENTS:],
         more_incidents=max(0, len(incidents) - _LISTED_INCIDENTS),
@@ -107,24 +118,29 @@ def page(
 
 
 def _chart(
-    chart: _Chart, rows: Sequence[Mapping[str, Any]], incidents: Sequence[tuple[int, str]]
+    chart: _Chart,
+    rows: Sequence[Mapping[str, Any]],
+    incidents: Sequence[tuple[int, str]],
+    width: int,
 ) -> dict[str, Any]:
-    title, columns, names, unit, y_range = chart
+    lines = [_points(rows, column) for column in chart.columns]
     series = [
-        charts.Series(name, charts.thin(_points(rows, column)))
-        for column, name in zip(columns, names, strict=True)
+        charts.Series(name, charts.thin(points))
+        for name, points in zip(chart.names, lines, strict=True)
     ]
+    largest = max((value for points in lines for _, value in points), default=0.0)
+    from_zero = (0.0, chart.ends or 1.05 * largest or 1.0)
     svg: Markup = charts.lines(
         series,
-        title=f"{title} over training steps",
+        title=f"{chart.title} over training steps",
         x_label="step",
-        y_label=unit,
-        y_range=y_range,
+        y_label=chart.unit,
+        y_range=from_zero if chart.begins == "at zero" else None,
         events=[step for step, _ in incidents],
-        width=_HALF,
-        height=240,
+        width=width,
+        height=int(width * 0.62),
     )
-    return {"title": title, "svg": svg, "legend": [name for name in names if name]}
+    return {"title": chart.title, "svg": svg, "legend": [name for name in chart.names if name]}
 
 
 def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[float, float]]:
@@ -141,6 +157,8 @@ def _figure(name: str, value: Any) -> str:
         return pages.number(None)
     if name == "time":
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value))
+    if name == "samples_per_s":
+        return charts.short(value)
     if name == "memory_bytes":
         return pages.size(value)
     if name in ("data_wait", "mfu") or name.startswith("accuracy"):
@@ -172,6 +190,8 @@ def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int,
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
