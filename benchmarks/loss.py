@@ -40,9 +40,7 @@ def _losses() -> dict[str, Callable[..., Tensor]]:
 
 def _run(loss: Callable[..., Tensor], leaves: list[Tensor]) -> float:
     value = loss(*leaves)
-    value.backward()
-    for leaf in leaves:
-        leaf.grad = None
+    torch.autograd.grad(value, leaves)
     return value.item()
 
 
@@ -50,9 +48,8 @@ def _peak_mb(side: str) -> tuple[float, float]:
     """(MB above the features at the most, value)."""
     leaves, loss = _features(), _losses()[side]
     small = [leaf[:64].detach() if leaf.ndim else leaf.detach() for leaf in leaves]
-    loss(
-        *[leaf.requires_grad_() for leaf in small]
-    ).backward()  # what libraries load, they load now
+    # What libraries load, they load now.
+    _run(loss, [leaf.requires_grad_() for leaf in small])
     gc.collect()
     reset_peak()
     before = memory_mb("VmRSS")

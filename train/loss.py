@@ -221,7 +221,7 @@ def _gather(part: Tensor, world: int) -> Tensor:
     if world == 1:
         return part
     whole = part.new_empty((world * len(part), *part.shape[1:]))
-    dist.all_gather_into_tensor(whole, part.contiguous())
+    dist.all_gather(list(whole.chunk(world)), part.contiguous())
     return whole
 
 
@@ -229,7 +229,7 @@ def _scatter_sum(whole: Tensor, local: int, first: int) -> Tensor:
     """This process's rows of the sum over processes."""
     if dist.get_backend() == "nccl":
         part = whole.new_empty((local, *whole.shape[1:]))
-        dist.reduce_scatter_tensor(part, whole)
+        dist.reduce_scatter(part, list(whole.split(local)))
         return part
     dist.all_reduce(whole)
     return whole[first : first + local]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,13 @@ from train.settings import TrainSettings
 FSDP_PARAMETERS = 800_000_000
 """Where `train.parallel: auto` begins to shard: 16 bytes each (weight, gradient, AdamW's two means)
 are 13 GB in every process. ViT-H/14 has 986 million, ViT-L/14 428."""
+
+# DDP's option that broadcasts buffers before every step, under this version's name.
+_NO_BROADCAST: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 class Towers:
@@ -106,9 +114,9 @@ class Replicated(Towers):
         super().__init__(net, process, bfloat16=bfloat16)
         self._replica = DistributedDataParallel(
             net,
-            broadcast_buffers=False,  # see the top
             gradient_as_bucket_view=True,
             static_graph=graph_is_static,
+            **_NO_BROADCAST,  # see the top
         )
 
     def unsynchronised(self) -> AbstractContextManager[None]:
@@ -196,13 +204,16 @@ def place(net: CLIP, settings: TrainSettings, process: Process, *, bfloat16: boo
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, batch normalisation leaves its running statistics alone: for work done twice."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # Running statistics stay an operand, so that checkpointing finds the graph it expects.
+        assert norm.num_batches_tracked is not None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 @torch.no_grad()
@@ -238,13 +249,13 @@ def _mode(net: CLIP, settings: TrainSettings, process: Process) -> Literal["alon
 
 def _compile(module: nn.Module) -> None:
     """Compile what a module does; its name, parameters and hooks stay."""
-    module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
+    module.forward = torch.compile(module.forward)
 
 
 def _repeat(block: nn.Module) -> None:
     """Let a block keep only its input, and compute the rest again on the way back."""
     forward: Any = block.forward
-    block.forward = partial(  # type: ignore[method-assign]
+    block.forward = partial(
         checkpoint,
         forward,
         use_reentrant=False,
