@@ -49,7 +49,9 @@ def export(run: Run, format: Format, to: Path) -> Path:
         for file, text in texts.items():
             (temporary / file).write_text(text, encoding="utf-8")
         save_file(tensors, temporary / name, metadata={"format": "pt"})
+        readable = (temporary / "README.md").stat().st_mode  # safetensors lets only the owner read
         for path in files.walk(temporary):
+            path.chmod(readable)
             files.fsync(path)
         if to.exists():
             to.rmdir()

@@ -53,8 +53,12 @@ def train(attempt: Attempt) -> Stats:
         progress = _resume(step, folder, _digest(attempt), process)
         if settings.init_from and not progress.step:
             initial_weights.load(Path(settings.init_from).expanduser(), step.net)
-        training = {"settings": settings.identity(), "dataset": index.fingerprint}
-        training |= {"pairs": len(index), "seen": steps * settings.batch}
+        training = {
+            "settings": settings.identity(),
+            "dataset": index.fingerprint,
+            "pairs": len(index),
+            "seen": steps * settings.batch,
+        }
         metrics = None
         if process.leads:
             describe(folder, step, training)

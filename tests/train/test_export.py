@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import runner
+from pipeline.__main__ import main
 from pipeline.config import ConfigError, MissingInput
 from pipeline.stage import Attempt, Run
 from tests.train.conftest import TINY_MODEL, Config, Pack, picture
@@ -254,6 +256,21 @@ def test_a_folder_is_whole_or_not_there(
     with pytest.raises(OSError, match="No space"):
         export(run, format, tmp_path / "three")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_command_line_exports(
+    trained: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(VIT)
+    runner.describe(run, [stages.TRAIN, stages.EVALUATE])
+    command = ["export", str(run.folder), "--to", str(tmp_path / "new" / "exported")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "new" / "exported")
+    names = {path.name for path in (tmp_path / "new" / "exported").iterdir()}
+    assert names == {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
+    assert main(command) == 2  # it is there already
+    assert main(["export", str(tmp_path / "nowhere"), "--to", str(tmp_path / "other")]) == 3
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_resnet_is_no_clip_model_of_transformers(

@@ -11,15 +11,19 @@ import pytest
 import torch
 from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from pipeline.config import ConfigError, MissingInput
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from tests.train.conftest import TINY_MODEL, Pack, Stopping
 from tests.train.published import publish_pack
+from tests.train.ranks import together
 from train import initial_weights, loop, stages, towers
+from train.distributed import Process
 from train.model import CLIP
-from train.settings import ModelSettings
+from train.settings import ModelSettings, TrainSettings
+from train.step import TrainStep
 
 VIT = {"tower": "vit", "layers": [1], "width": 32, "head_width": 16, "patch_size": 8}
 
@@ -66,6 +70,31 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="no safetensors can be read"):
         initial_weights.load(tmp_path / "other.safetensors", _net())
+
+
+def _load_sharded(rank: int, world: int, folder: Path) -> None:
+    changes = {"model": {**TINY_MODEL, **VIT, "image_size": 96}, "parallel": "fsdp"}
+    settings = TrainSettings.model_validate({"batch": 8, "samples": 8, "threads": 1, **changes})
+    described = towers.description(settings.model)
+    step = TrainStep(settings, 1, described, Process(rank, world, torch.device("cpu")))
+    sharded = [p for p in step.net.parameters() if isinstance(p, DTensor)]
+    assert sharded
+    initial_weights.load(folder / "small.safetensors", step.net)
+    net = step.whole_net()
+    if rank == 0:
+        _save(net, folder / "whole.safetensors")
+
+
+def test_a_sharded_model_gets_its_parts(tmp_path: Path) -> None:
+    small, large = _net(**VIT), _net(**VIT, image_size=96)
+    _save(small, tmp_path / "small.safetensors")
+    together(tmp_path, 2, _load_sharded)
+    initial_weights.load(tmp_path / "small.safetensors", large)
+    whole = load_file(tmp_path / "whole.safetensors")
+    expected = large.state_dict()
+    assert whole.keys() == expected.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_training_goes_on_from_them_and_not_again_after_a_stop(

@@ -95,10 +95,12 @@ def test_only_weights_decay() -> None:
     with torch.device("meta"):
         net = CLIP(towers.description(of("ViT-B/32").model))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    decayed, kept = (
-        {names[id(p)] for p in group["params"]}  # type: ignore[attr-defined]
-        for group in parameter_groups(net, 0.2)
-    )
+    decayed: set[str] = set()
+    kept: set[str] = set()
+    for group in parameter_groups(net, 0.2):
+        named = {names[id(p)] for p in group["params"]}  # type: ignore[attr-defined]
+        (decayed if group["weight_decay"] else kept).update(named)
+    assert decayed | kept == set(names.values())
     assert {"text.token_embedding.weight", "visual.conv1.weight", "visual.proj"} <= decayed
     assert not {name for name in decayed if name.endswith("bias") or "ln_" in name}
     assert {"logit_scale", "visual.ln_post.weight", "text.ln_final.bias"} <= kept

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from dataset_build import report
 from dataset_build.report.published import Absent, Build
 from dataset_build.report.training import curves, evaluation
 from tests.dataset_build.report.fake_build import STAGES, FakeBuild
@@ -29,6 +30,19 @@ def test_after_a_resume_the_later_line_counts(fake_build: FakeBuild) -> None:
 def test_a_cut_line_and_strangers_are_passed_over(fake_build: FakeBuild) -> None:
     build = _log(fake_build, "[1]", '{"event": "start"}', '{"step": 1, "loss": 2}', '{"step": 2, ')
     assert curves(build)["last"] == {"step": 1, "loss": 2}
+
+
+def test_the_page_of_the_training_is_linked_where_there_is_one(fake_build: FakeBuild) -> None:
+    fake_build.through("train")
+    link = 'href="../train/training.html"'
+    assert link not in report.write(fake_build.run, STAGES).read_text()
+    (fake_build.run.stage_folder("train") / "training.html").write_text("")
+    assert link in report.write(fake_build.run, STAGES).read_text()
+
+
+def test_accuracy_is_that_of_pictures_among_texts(fake_build: FakeBuild) -> None:
+    row = {"step": 1, "accuracy_image_to_text": 0.25, "accuracy_text_to_image": 0.75}
+    assert curves(_log(fake_build, json.dumps(row)))["curves"]["accuracy"] == [[1, 0.25]]
 
 
 def test_a_log_without_a_step_is_absent(fake_build: FakeBuild) -> None:
