@@ -1,4 +1,4 @@
-"""The command line: build | train | evaluate | report | status | verify | config."""
+"""The command line: build | train | evaluate | report | status | verify | config | export."""
 
 from __future__ import annotations
 
@@ -82,7 +82,6 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
 
 
 def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:
-    from dataset_build import report
     from pipeline import recipe
 
     stop = StopFlag().install()
@@ -93,11 +92,20 @@ def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> in
         with progress.for_console(run, console) as watch:
             done = runner.advance(run, stages, executor, stop, watch)
     finally:
-        page = report.write(run, recipe.all_stages(config))
+        page = _write_report(run, recipe.all_stages(config))
     if done.idle:
         logging.info("%s: everything is up to date, nothing to run", what)
     logging.info("report: %s", page)
     return 0
+
+
+def _write_report(run: Run, stages: Sequence[Stage]) -> Path:
+    """RUN/train/training.html, where there was training, and RUN/report, which links to it."""
+    from dataset_build import report
+    from train import page
+
+    page.write(run.stage_folder("train"))
+    return report.write(run, stages)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -106,7 +114,7 @@ def _report(options: argparse.Namespace) -> int:
 
     run, config = _open(options)
     stages = recipe.all_stages(config)
-    report.write(run, stages)
+    _write_report(run, stages)
     for line in report.summary_lines(run, stages):
         print(line)
     return 0
@@ -140,6 +148,18 @@ def _verify(options: argparse.Namespace) -> int:
     if faults:
         print("the tasks that made them will run again with the next build")
     return EXIT_DAMAGED if faults else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write the trained model in a format that others read."""
+    from pipeline import recipe
+    from train.export import export
+
+    status.read(options.run)  # says so if there is no run
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    run = Run(options.run.absolute(), config)
+    print(export(run, options.format, options.to))
+    return 0
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -216,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(call=call)
         command.add_argument("run", type=Path, metavar="RUN")
+    text = "write the trained model as open_clip or transformers read it"
+    command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    command.set_defaults(call=_export)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("--format", choices=["open_clip", "huggingface"], default="open_clip")
+    command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
     task = commands.add_parser("task", description="one attempt at one task, for executors")
     task.set_defaults(call=_task)
     for name, kind in (("run", Path), ("stage", str), ("index", int), ("fingerprint", str)):

@@ -54,6 +54,10 @@ class Settings(BaseModel):
                 values[name] = child.identity()
         return values
 
+    def notes(self) -> dict[str, str]:
+        """Remarks on the values of fields, for `explain`: where one comes from if not the file."""
+        return {}
+
 
 S = TypeVar("S", bound=Settings)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -102,9 +106,10 @@ def dump(settings: Settings) -> str:
 def explain(settings: Settings, indent: int = 0) -> Iterator[str]:
     """The whole tree as YAML lines, each preceded by its field's documentation."""
     pad = "  " * indent
+    notes = settings.notes()
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        for line in (field.description or "").splitlines():
+        for line in [*(field.description or "").splitlines(), *notes.get(name, "").splitlines()]:
             yield f"{pad}# {line}".rstrip()
         if isinstance(value, Settings):
             yield f"{pad}{name}:"

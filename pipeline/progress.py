@@ -40,6 +40,8 @@ class _Pace:
             done = sum(int(beat.get("done") or 0) for beat in now.running)
             unit = now.running[0].get("unit")
             words.append(f"{done:,} {unit} in hand")
+            if note := now.running[0].get("note"):
+                words.append(str(note))
         if (rows := now.stats.rows_out) and now.seconds:
             words.append(f"{rows / now.seconds:,.0f} {now.unit}/s a task")
         if gained > 0 and elapsed > 2:

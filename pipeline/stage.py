@@ -176,13 +176,15 @@ class Attempt:
         """The files behind `task.reads`, in that order."""
         return [self.run.path(reference) for reference in self.task.reads]
 
-    def progress(self, done: int, total: int | None = None, unit: str = "rows") -> None:
-        """Say how far the task is; cheap enough to call for every record."""
+    def progress(
+        self, done: int, total: int | None = None, unit: str = "rows", note: str = ""
+    ) -> None:
+        """Say how far the task is, and in `note` how it goes; cheap enough for every record."""
         now = time.monotonic()
         if self.live is None or now - self._last < 1.0:
             return
         self._last = now
-        beat = {"done": done, "total": total, "unit": unit, "time": time.time()}
+        beat = {"done": done, "total": total, "unit": unit, "note": note, "time": time.time()}
         beat |= {"pid": os.getpid(), "host": socket.gethostname()}
         temporary = self.live.with_name(f".{self.live.name}.tmp")
         temporary.write_text(json.dumps(beat))

@@ -29,7 +29,7 @@ class StageStatus:
     """Tasks planned; 0 until the stage is reached."""
     done: int = 0
     running: list[dict[str, float | int | str | None]] = field(default_factory=list)
-    """What each running task last said: index, done, total, unit, time."""
+    """What each running task last said: index, done, total, unit, note, time."""
     failed: list[dict[str, float | int | str | None]] = field(default_factory=list)
     """index, reason and log of each task that failed in all its attempts."""
     stats: Stats = field(default_factory=Stats)
@@ -132,7 +132,8 @@ def _now(stage: StageStatus) -> str:
     beat = stage.running[0]
     of = f" of {beat['total']:,}" if beat.get("total") else ""
     more = f" (+{len(stage.running) - 1} tasks)" if len(stage.running) > 1 else ""
-    return f"task {beat['index']}: {beat['done']:,}{of} {beat['unit']}{more}"
+    note = f", {beat['note']}" if beat.get("note") else ""
+    return f"task {beat['index']}: {beat['done']:,}{of} {beat['unit']}{note}{more}"
 
 
 def _share(beat: dict[str, float | int | str | None]) -> float:

@@ -16,11 +16,11 @@ from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
-from train import checkpoint, distributed, towers
+from train import checkpoint, distributed, initial_weights, page, towers, trackers
 from train.checkpoint import Progress
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
-from train.metrics import Metrics, Window, row
+from train.metrics import Metrics, Window, describe, row
 from train.model import save_model
 from train.settings import TrainSettings
 from train.step import TrainStep, use_threads
@@ -41,6 +41,7 @@ def train(attempt: Attempt) -> Stats:
     asked for and a checkpoint is written.
     """
     settings: TrainSettings = attempt.settings
+    trackers.check(settings.trackers)
     use_threads(settings.threads)
     steps = -(-settings.samples // settings.batch)
     index = open_index(attempt)
@@ -50,9 +51,22 @@ def train(attempt: Attempt) -> Stats:
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
         progress = _resume(step, folder, _digest(attempt), process)
+        if settings.init_from and not progress.step:
+            initial_weights.load(Path(settings.init_from).expanduser(), step.net)
+        training = {
+            "settings": settings.identity(),
+            "dataset": index.fingerprint,
+            "pairs": len(index),
+            "seen": steps * settings.batch,
+        }
         metrics = None
         if process.leads:
-            metrics = stack.enter_context(Metrics(folder / "metrics.jsonl", progress.step))
+            describe(folder, step, training)
+            stack.callback(page.write, folder)
+            mirrors = trackers.Mirrors(settings.trackers, folder, _digest(attempt), training)
+            stack.enter_context(mirrors)
+            path = folder / "metrics.jsonl"
+            metrics = stack.enter_context(Metrics(path, progress.step, mirrors))
         batches = stack.enter_context(closing(loader.batches(progress.step, steps)))
         window = Window()
         saved = progress.step
@@ -79,7 +93,8 @@ def train(attempt: Attempt) -> Stats:
                     f"step {progress.step}: {progress.skipped} losses or gradients were not finite "
                     "by now; lower train.lr or lengthen its warm-up"
                 )
-            attempt.progress(progress.step * settings.batch, steps * settings.batch, "samples")
+            done, total = progress.step * settings.batch, steps * settings.batch
+            attempt.progress(done, total, "samples", metrics.note if metrics else "")
             (stop,) = process.any(bool(attempt.stop))
             if (
                 stop
@@ -92,8 +107,9 @@ def train(attempt: Attempt) -> Stats:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
                 raise Stopped(f"at step {progress.step}")
         assert saved == steps
+        net = step.whole_net()
         if process.leads:
-            save_model(attempt.folder, step.net, described, settings.data.margin)
+            save_model(attempt.folder, net, described, settings.data.margin, training)
         process.wait()
     seen = steps * settings.batch
     stats = Stats(rows_in=seen, rows_out=seen - progress.skipped * settings.batch)

@@ -1,36 +1,66 @@
-"""The record of a training run: one JSON line for every few steps."""
+"""The record of a training run, RUN/train/metrics.jsonl: one JSON line for every few steps.
+
+- `step`, `samples`, `epoch`, `time` (Unix seconds): how far training was, and when
+- `loss`, `loss_image_to_text`, `loss_text_to_image`, `accuracy_image_to_text`,
+  `accuracy_text_to_image` (within the batch): means over the steps since the line before
+- `lr`, `temperature`, `grad_norm`: of the last of these steps
+- `samples_per_s`, `samples_per_s_per_process`, `data_wait` (share of the time), `mfu` (share of the
+  GPU's peak, null where that is not known), `memory_bytes` (peak of the first process)
+- `skipped` (steps whose update was left out), `substituted` (samples that stood in for an
+  undecodable one): totals since the first step
+
+Trackers are mirrors of it; `training.json` beside it says what is being trained. Reading needs no
+torch: a report is made without it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import files
-from train.checkpoint import Progress
-from train.step import Taken, TrainStep
+from train.trackers import Mirrors, Row
+
+if TYPE_CHECKING:
+    from train.checkpoint import Progress
+    from train.step import Taken, TrainStep
+
+_MEANS = (
+    "loss",
+    "loss_image_to_text",
+    "loss_text_to_image",
+    "accuracy_image_to_text",
+    "accuracy_text_to_image",
+)
 
 
 class Metrics:
     """Appends to `metrics.jsonl`; opened at a step, it first forgets what came after that step.
 
-    A run that goes on from a checkpoint repeats the steps since; each is recorded once.
+    A run that goes on from a checkpoint repeats the steps since; each is recorded once. `mirrors`
+    get every row after it is recorded.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, mirrors: Mirrors | None = None) -> None:
         self._path = path
         self._step = step
+        self._mirrors = mirrors
         self._stream: IO[str] | None = None
+        self.note = ""
+        """The last row in a few words, for who looks at a terminal."""
 
     def __enter__(self) -> Metrics:
         kept = "".join(_until(self._path, self._step)) if self._step else ""
         files.write_atomic(self._path, kept)
         self._stream = self._path.open("a", encoding="utf-8")
+        if self._mirrors:
+            for line in kept.splitlines():
+                self._mirrors.send(json.loads(line))  # what a killed process had not sent
         return self
 
     def __exit__(
@@ -42,12 +72,15 @@ class Metrics:
         assert self._stream is not None
         self._stream.close()
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Row) -> None:
         """Append a row; it has a `step`, the number of steps done."""
         assert self._stream is not None
-        short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in row.items()}
+        short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
         self._stream.write(json.dumps(short) + "\n")
         self._stream.flush()
+        if self._mirrors:
+            self._mirrors.send(short)
+        self.note = note(row)
 
 
 class Window:
@@ -57,35 +90,84 @@ class Window:
         self.began = time.monotonic()
         self.waited = 0.0
         """Seconds spent waiting for data."""
-        self.losses: list[float] = []
+        self.steps = 0
+        self._sums = dict.fromkeys(_MEANS, 0.0)
 
     def add(self, taken: Taken) -> None:
         """Count a step."""
-        self.losses.append(taken.loss)
+        self.steps += 1
+        for name in _MEANS:
+            self._sums[name] += getattr(taken, name)
+
+    def means(self) -> dict[str, float]:
+        """Of the losses and accuracies."""
+        return {name: value / self.steps for name, value in self._sums.items()}
 
 
 def row(
     step: TrainStep, taken: Taken, progress: Progress, window: Window, epoch: float
-) -> dict[str, float]:
+) -> dict[str, float | int | None]:
     """What is recorded after a step."""
+    from train.hardware import peak_memory_bytes
+
     elapsed = max(time.monotonic() - window.began, 1e-9)
+    samples_per_s = window.steps * step.settings.batch / elapsed
+    each = samples_per_s / step.process.world
     return {
         "step": progress.step,
         "samples": progress.step * step.settings.batch,
         "epoch": epoch,
-        "loss": sum(window.losses) / len(window.losses),
-        "accuracy": step.accuracy(),
+        "time": int(time.time()),
+        **window.means(),
         "lr": taken.lr,
-        "temperature": float(torch.exp(-step.net.logit_scale.detach())),
+        "temperature": math.exp(-step.net.logit_scale.item()),
         "grad_norm": taken.grad_norm,
-        "samples_per_s": len(window.losses) * step.settings.batch / elapsed,
+        "samples_per_s": samples_per_s,
+        "samples_per_s_per_process": each,
         "data_wait": window.waited / elapsed,
+        "mfu": _mfu(step, each),
+        "memory_bytes": peak_memory_bytes(step.process.device),
         "skipped": progress.skipped,
         "substituted": progress.substituted,
     }
 
 
-def _until(path: Path, step: int) -> list[str]:
+def describe(folder: Path, step: TrainStep, training: Mapping[str, Any]) -> None:
+    """Write `training.json`: what `model.json` will say of the training, and where it runs."""
+    from train.hardware import device_name
+
+    process = step.process
+    parameters = sum(parameter.numel() for parameter in step.net.parameters())
+    where = {"device": device_name(process.device), "processes": process.world}
+    text = json.dumps({**training, **where, "parameters": parameters}, indent=1)
+    files.write_atomic(folder / "training.json", text + "\n")
+
+
+def note(row: Row) -> str:
+    """A row in a few words."""
+    forms = {"loss": "loss {:.3f}", "temperature": "temperature {:.4f}"}
+    forms["samples_per_s"] = "{:,.0f} samples/s"
+    words = [form.format(row[name]) for name, form in forms.items() if row.get(name) is not None]
+    return ", ".join(words)
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a record that may just be written: a torn last line is left out."""
+    for line in _until(path):
+        yield json.loads(line)
+
+
+def _mfu(step: TrainStep, samples_per_s: float) -> float | None:
+    from train.hardware import device_name, peak_flops
+    from train.step import wants_bfloat16
+
+    device = step.process.device
+    bfloat16 = wants_bfloat16(step.settings.precision, device)
+    peak = peak_flops(device_name(device), bfloat16=bfloat16)
+    return step.flops_per_sample * samples_per_s / peak if peak else None
+
+
+def _until(path: Path, step: float = float("inf")) -> list[str]:
     """The lines of steps up to `step`; the file ends at the first line that is torn."""
     lines: list[str] = []
     try:

@@ -1,16 +1,19 @@
 """What can be set about the model, its training and its evaluation. Defaults: CLIP's ViT-B/32.
 
 The paper's hyper-parameters are those of Radford et al., "Learning Transferable Visual Models From
-Natural Language Supervision", tables 18 to 20.
+Natural Language Supervision", tables 18 to 20; `presets` holds them for every model.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.config import Settings
+from train import presets
 
 
 class ModelSettings(Settings):
@@ -44,8 +47,9 @@ class ModelSettings(Settings):
     """Attention heads of the text transformer; they divide its width."""
     context_length: int = Field(default=24, ge=4, le=512)
     """Tokens a text is cut to, start and end included."""
-    init_temperature: float = Field(default=0.07, gt=0.01)
-    """Temperature of the softmax at the start; it is learned, and never falls below 0.01."""
+    init_temperature: float | None = Field(default=None, gt=0.01)
+    """Temperature at the start; it is learned. Unset: 0.07 for the contrastive loss, under which it
+    never falls below 0.01, and 0.1 for SigLIP's."""
 
 
 class DataSettings(Settings):
@@ -103,8 +107,18 @@ class CheckpointSettings(Settings):
 class TrainSettings(OptimSettings):
     """Training of one model on the packed dataset; the optimiser's settings are its own."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"threads", "log_every_steps"})
+    # A preset's values stand in the other fields, and `init_from` is an input of the task.
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "init_from", "threads", "log_every_steps", "trackers"}
+        | {"parallel", "compile", "checkpoint_activations"}
+    )
 
+    preset: str = "ViT-B/32"
+    """The recipe that all keys of this section start from: a model of the CLIP paper (RN50, RN101,
+    RN50x4, RN50x16, RN50x64, ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336), `single-gpu` or `cpu`."""
+    init_from: str | None = None
+    """Weights to start from, a model.safetensors of the same towers; position embeddings are
+    resized to another resolution."""
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Decides initial weights, the order of samples, and crops."""
     samples: int = Field(default=12_800_000_000, ge=1)
@@ -120,15 +134,78 @@ class TrainSettings(OptimSettings):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of the towers; the loss is always float32. `auto`: bfloat16 where the processor
     has matrix units for it."""
+    loss: Literal["contrastive", "siglip"] = "contrastive"
+    """CLIP's softmax over all pairs of the batch, or SigLIP's sigmoid of each, with a learned bias
+    that starts at -10."""
     loss_tile: int = Field(default=1024, ge=1)
     """Rows of the similarity matrix that exist at one time."""
+    chunk: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Pairs that a process sends through the towers at once. Fewer than its part of the batch: the
+    towers run twice, features first, and the loss is still that of the whole batch. A ResNet
+    normalises by the statistics of a chunk."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Whether each of several processes holds the whole model (ddp) or a part of it (fsdp). `auto`:
+    fsdp from 800 million parameters on."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether torch.compile makes kernels for the towers; takes minutes at the start. `auto`: on
+    GPUs."""
+    checkpoint_activations: bool = False
+    """Whether the towers' blocks run again on the way back instead of keeping what they computed:
+    a third more work, far less memory."""
+    sync_batchnorm: bool = False
+    """Whether a ResNet normalises by the statistics of all processes' pictures, on GPUs."""
     max_skipped_steps: int = Field(default=10, ge=0)
     """Steps that may be skipped because their loss or gradient was not finite; one more ends the
     run."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Where metrics.jsonl is mirrored to: TensorBoard's files in RUN/train/tensorboard, Weights &
+    Biases."""
     threads: int | Literal["all"] = "all"
     """Threads that compute, in one process without a GPU; another number rounds differently."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("preset", cls.model_fields["preset"].default)
+        if (known := presets.canonical(str(name))) is None:
+            near = " or ".join(presets.nearest(str(name)))
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(presets.PRESETS)}"
+            raise PydanticCustomError(
+                "preset", "preset: there is no {name}; {hint}", {"name": repr(name), "hint": hint}
+            )
+        start = presets.CONTINUED.get(known)
+        if start and not given.get("init_from"):
+            raise PydanticCustomError(
+                "preset",
+                "preset: {known} goes on from trained weights; set train.init_from to the "
+                "model.safetensors of a {start}",
+                {"known": known, "start": start},
+            )
+        return presets.with_preset({**given, "preset": known}, known)
+
+    def notes(self) -> dict[str, str]:
+        """What of these settings follows from the batch, for `python -m pipeline config`."""
+        lr, warmup_steps = presets.scaled(self.preset, self.batch, self.samples)
+        preset = presets.PRESETS[self.preset]
+        notes = {}
+        if lr != preset["lr"]:
+            rule = f"{preset['lr']:g} x sqrt({self.batch:,} / {preset['batch']:,}) = {lr:g}"
+            notes["lr"] = _derived(rule, self.lr == lr, "batch")
+        if warmup_steps != preset["warmup_steps"]:
+            pairs = preset["warmup_steps"] * preset["batch"]
+            rule = f"{pairs:,} pairs, at most a tenth of the run = {warmup_steps:,} steps"
+            notes["warmup_steps"] = _derived(
+                rule, self.warmup_steps == warmup_steps, "batch and samples"
+            )
+        return notes
+
+
+def _derived(rule: str, holds: bool, source: str) -> str:
+    return f"Derived from {source}: {rule}." if holds else f"Given; {source} would make it {rule}."
 
 
 class EvaluateSettings(Settings):

@@ -18,6 +18,8 @@ def _plan_train(run: Run) -> list[Task]:
         *run.find("pack:dataset.json"),
         *run.find("pack:shards/*.tar"),
     ]
+    if start := run.settings("train").init_from:
+        reads += run.find(start)
     return [Task("train", 0, tuple(reads))]
 
 
@@ -47,5 +49,5 @@ def _evaluate(attempt: Attempt) -> Stats:
     return evaluate(attempt)
 
 
-TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen")
+TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen", version=2)
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -7,30 +7,44 @@ optimiser's state, the batch and the step's number alone.
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict as sharded
 
-from train import distributed, optim
+from pipeline.config import ConfigError
+from train import distributed, flops, grad_cache, optim, parallel
 from train.data.loader import Batch
-from train.loss import contrastive_loss
-from train.model import CLIP
+from train.grad_cache import Objective
+from train.loss import PairBias, contrast, sigmoid_loss
+from train.model import CLIP, SIGLIP_BIAS
 from train.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
+INIT_TEMPERATURE = {"contrastive": 0.07, "siglip": 0.1}
+
 
 @dataclass(frozen=True)
 class Taken:
-    """What one step measured."""
+    """What one step measured, over the batch of all processes."""
 
     loss: float
     grad_norm: float
     lr: float
     finite: bool
+    loss_image_to_text: float
+    loss_text_to_image: float
+    accuracy_image_to_text: float
+    """Share of the batch's pictures whose own text is nearer than all others of the batch."""
+    accuracy_text_to_image: float
+    """Share of its texts whose own picture is."""
 
 
 class TrainStep:
@@ -45,59 +59,105 @@ class TrainStep:
     ) -> None:
         self.settings = settings
         self.process = process
+        self.pair_bias: Callable[[Batch], PairBias] | None = None
+        """Weighs the pairs of a batch against each other, under the contrastive loss."""
         self._steps = steps
+        self._model = dict(described)
+        if settings.loss == "siglip":
+            self._model["init_logit_bias"] = SIGLIP_BIAS
         torch.manual_seed(settings.seed)
         start = settings.model
-        self.net = CLIP(described, start.init_temperature, start.residual_gain)
+        temperature = start.init_temperature or INIT_TEMPERATURE[settings.loss]
+        self.net = CLIP(self._model, temperature, start.residual_gain)
         self.net.to(process.device).train()
+        bfloat16 = wants_bfloat16(settings.precision, process.device)
+        self._towers = parallel.place(self.net, settings, process, bfloat16=bfloat16)
         self.optimizer = optim.optimizer(self.net, settings)
-        self._autocast = wants_bfloat16(settings.precision, process.device)
         self._parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._statistics = list(self.net.visual.buffers())
-        self._forward: nn.Module = self.net
-        if process.world > 1:
-            self._forward = nn.parallel.DistributedDataParallel(self.net)
-
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised features of this process's part of the batch, and the multiplier."""
-        device = self.process.device
-        image, tokens = batch.image.to(device), batch.tokens.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-            images, texts, scale = self._forward(image, tokens)
-        return images, texts, scale
 
     def __call__(self, batch: Batch) -> Taken:
         """One update; left out if the loss or the gradient is not finite."""
-        settings = self.settings
+        settings, device = self.settings, self.process.device
         torch.manual_seed(settings.seed << 32 | batch.step)
         lr = optim.learning_rate(batch.step, self._steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         before = [buffer.clone() for buffer in self._statistics]
         self.optimizer.zero_grad(set_to_none=True)
-        self.images, self.texts, scale = self.features(batch)
-        loss = contrastive_loss(self.images, self.texts, scale, tile=settings.loss_tile)
-        loss.backward()
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        image = batch.image.to(device, non_blocking=True)
+        tokens = batch.tokens.to(device, non_blocking=True)
+        chunk = len(image) if settings.chunk == "all" else settings.chunk
+        measured = grad_cache.backward(self._towers, image, tokens, self._objective(batch), chunk)
+        norm = parallel.gradient_norm(self._parameters)
+        # One transfer for all: the device is waited for once a step.
+        figures = torch.cat([measured.loss[None], norm[None], *measured[1:]])
+        loss, grad_norm, *by_direction = figures.tolist()
         # Loss and reduced gradients are equal in all processes, so all of them decide alike.
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             if settings.clip_gradients:
-                nn.utils.clip_grads_with_norm_(self._parameters, settings.max_grad_norm, norm)
+                parallel.scale_gradients(self._parameters, norm, settings.max_grad_norm)
             self.optimizer.step()
-            self.net.clamp_temperature()
+            if settings.loss == "contrastive":
+                self.net.clamp_temperature()
         else:
-            log.warning("step %d is skipped: loss %g, gradient %g", batch.step, loss, norm)
+            log.warning("step %d is skipped: loss %g, gradient %g", batch.step, loss, grad_norm)
             for buffer, value in zip(self._statistics, before, strict=True):
                 buffer.copy_(value)
-        return Taken(loss.item(), norm.item(), lr, finite)
+        self._last = Taken(loss, grad_norm, lr, finite, *by_direction)
+        return self._last
 
-    @torch.no_grad()
+    def _objective(self, batch: Batch) -> Objective:
+        tile = self.settings.loss_tile
+        if self.settings.loss == "siglip":
+            if self.pair_bias is not None:
+                raise ConfigError("train.loss: pairs are weighed under the contrastive loss only")
+            return partial(sigmoid_loss, tile=tile)
+        bias = None if self.pair_bias is None else self.pair_bias(batch)
+        return partial(contrast, tile=tile, bias=bias)
+
     def accuracy(self) -> float:
-        """Share of the last step's pictures whose own text is the nearest of this process's."""
-        best = (self.images @ self.texts.T).argmax(1)
-        return float((best == torch.arange(len(best), device=best.device)).float().mean())
+        """Share of the last step's pictures whose own text was the nearest."""
+        return self._last.accuracy_image_to_text
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser as `torch.distributed.checkpoint` saves them, keyed by name.
+
+        Every process calls it. Values are the live tensors, sharded ones as DTensors: a checkpoint
+        that was written under DDP is read under FSDP, and the other way round.
+        """
+        if self.process.world > 1:
+            for buffer in self._statistics:
+                dist.broadcast(buffer, 0)
+        model, optimizer = sharded.get_state_dict(self.net, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned, here or in other processes; all of them call it."""
+        sharded.set_state_dict(
+            self.net,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+
+    def whole_net(self) -> CLIP:
+        """The model with all its weights, in the first process; every process calls it."""
+        if not isinstance(self._towers, parallel.Sharded):
+            return self.net
+        options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = sharded.get_model_state_dict(self.net, options=options)
+        if not self.process.leads:
+            return self.net
+        net = CLIP(self._model)
+        net.load_state_dict(weights)
+        return net
+
+    @cached_property
+    def flops_per_sample(self) -> int:
+        """Floating-point operations of the towers for one pair, forward and backward."""
+        return flops.training_flops(self._model)
 
 
 def use_threads(threads: int | Literal["all"]) -> None:

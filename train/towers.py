@@ -46,6 +46,24 @@ def build(model: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     return both.visual, both.text
 
 
+def blocks(tower: nn.Module) -> list[nn.Module]:
+    """The residual blocks of a transformer or ResNet, from first to last."""
+    from open_clip.modified_resnet import Bottleneck
+    from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+
+    kinds = (Bottleneck, CustomResidualAttentionBlock, ResidualAttentionBlock)
+    return [module for module in tower.modules() if isinstance(module, kinds)]
+
+
+def stages(tower: nn.Module) -> list[nn.Module]:
+    """The four stages of a ResNet, or a transformer's blocks: similar shares of the weights."""
+    from open_clip.modified_resnet import ModifiedResNet
+
+    if isinstance(tower, ModifiedResNet):
+        return [tower.layer1, tower.layer2, tower.layer3, tower.layer4]
+    return blocks(tower)
+
+
 def set_residual_gain(tower: nn.Module, gain: float) -> None:
     """Start every block of a ResNet with this gain of its last normalisation."""
     from open_clip.modified_resnet import Bottleneck

@@ -14,66 +14,33 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dataset_build.report import charts
 from dataset_build.report.per_query import STEPS
 from dataset_build.report.pictures import Picture
+from pipeline import charts, pages
+from pipeline.pages import number
 
 _LISTED_SHARDS = 40
 _LISTED_DOMAINS = 3
 _HALF, _THIRD = 380, 250  # widths of charts that stand in two or three columns, pixels
-_UNKNOWN = "\u2013"
 
 
 def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
     """HTML of a report that `gather` made; `sampled` brings the bytes of its pictures."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return (
+        pages.environment(Path(__file__).parent)
+        .get_template("page.html.j2")
+        .render(
+            r=report,
+            name=Path(report["run"]).resolve().name,
+            updated=_date(report["updated"]),
+            funnel=funnel(report["funnel"]),
+            charts=_charts(report),
+            thumbnails=[picture.data for picture in sampled],
+            listed_shards=_LISTED_SHARDS,
+            listed_domains=_LISTED_DOMAINS,
+            steps=list(STEPS),
+        )
     )
-    environment.filters |= {"n": number, "size": size, "pct": percent, "short": charts.short}
-    return environment.get_template("page.html.j2").render(
-        r=report,
-        name=Path(report["run"]).resolve().name,
-        updated=_date(report["updated"]),
-        funnel=funnel(report["funnel"]),
-        charts=_charts(report),
-        thumbnails=[picture.data for picture in sampled],
-        listed_shards=_LISTED_SHARDS,
-        listed_domains=_LISTED_DOMAINS,
-        steps=list(STEPS),
-    )
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """With separators; an en dash for what is not known."""
-    return _UNKNOWN if value is None else f"{value:,.{digits}f}"
-
-
-def size(value: float | None) -> str:
-    """Bytes in the unit that suits, powers of 1000."""
-    if value is None:
-        return _UNKNOWN
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:,.1f} {unit}"
-    return f"{value:,.0f} B"
-
-
-def percent(part: float | None, whole: float | None = 1.0) -> str:
-    """`part` of `whole`; never rounds something to nothing, nor nearly all to all."""
-    if part is None or not whole:
-        return _UNKNOWN
-    share = part / whole
-    if 0 < share < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= share < 1:
-        return ">99.9%"
-    return f"{share:.1%}"
 
 
 def funnel(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,15 +7,16 @@ resume the steps since the checkpoint come again: the later line counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dataset_build.report.published import Absent, Build
+from pipeline.charts import thin
 
-POINTS = 300
+_PAGE = "../train/training.html"  # beside the report's own folder
 _LOSS = ("loss",)
-_ACCURACY = ("accuracy", "batch_accuracy", "in_batch_accuracy", "top1")
+_ACCURACY = ("accuracy_image_to_text", "accuracy", "batch_accuracy", "in_batch_accuracy", "top1")
 
 
 def curves(build: Build) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def curves(build: Build) -> dict[str, Any]:
         "steps": steps,
         "last": {key: value for key, value in last.items() if _is_number(value)},
         "curves": {name: thin(points) for name, points in series.items()},
+        "page": _PAGE if (build.run.folder / "report" / _PAGE).exists() else None,
     }
 
 
@@ -77,15 +79,6 @@ def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     if not results:
         raise Absent(f"{path} names no dataset with a top1")
     return results
-
-
-def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[list[float]]:
-    """At most `limit` points, each the mean of as many neighbours as the others."""
-    size = -(-len(points) // limit) if points else 1
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        [group[-1][0], round(sum(value for _, value in group) / len(group), 6)] for group in groups
-    ]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

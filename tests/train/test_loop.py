@@ -18,6 +18,7 @@ from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from tests.train.conftest import Config, Pack, Stopping
 from train import loop, stages, step
+from train.loss import Measured
 from train.settings import EvaluateSettings
 
 Make = Callable[..., Attempt]
@@ -134,15 +135,16 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     pack: Pack, attempt: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = pack(20)
-    real = step.contrastive_loss
+    real = step.contrast
     calls = []
 
-    def poisoned(*args: torch.Tensor, tile: int) -> torch.Tensor:
+    def poisoned(*args: torch.Tensor, tile: int, bias: None) -> Measured:
         calls.append(tile)
-        loss = real(*args, tile=tile)
-        return loss * float("nan") if len(calls) in (3, 4, 9) else loss
+        measured = real(*args, tile=tile, bias=bias)
+        poison = float("nan") if len(calls) in (3, 4, 9) else 1.0
+        return measured._replace(loss=measured.loss * poison)
 
-    monkeypatch.setattr(step, "contrastive_loss", poisoned)
+    monkeypatch.setattr(step, "contrast", poisoned)
     run = attempt(packed, max_skipped_steps=3)
     stats = loop.train(run)
     assert stats.dropped == {"step_not_finite": 24}

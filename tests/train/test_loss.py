@@ -1,48 +1,147 @@
-"""The tiled, sharded loss against open_clip's dense one."""
+"""The tiled, sharded losses against dense ones, on one process and on several."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.loss import contrastive_loss
+from tests.train.ranks import together
+from train.loss import Measured, contrast, contrastive_loss, sigmoid_loss
 
 BATCH, WIDTH = 24, 9
+
+Objective = Callable[..., Measured]
 
 
 def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     images = F.normalize(torch.randn(BATCH, WIDTH, generator=generator, dtype=dtype), dim=-1)
-    texts = F.normalize(torch.randn(BATCH, WIDTH, generator=generator, dtype=dtype), dim=-1)
+    noise = torch.randn(BATCH, WIDTH, generator=generator, dtype=dtype)
+    texts = F.normalize(0.3 * images + 0.3 * noise, dim=-1)
     return images, texts, torch.tensor(13.7, dtype=dtype)
 
 
-def _dense() -> tuple[Tensor, list[Tensor]]:
+def _weights() -> Tensor:
+    """Logarithms of pair weights: some pairs are no negatives at all, many half or less."""
+    generator = torch.Generator().manual_seed(6)
+    weights = torch.rand(BATCH, BATCH, generator=generator, dtype=torch.float64)
+    bias = torch.where(weights < 0.1, float("-inf"), weights.log())
+    bias[:, 3] = float("-inf")  # a text that is a negative of no image
+    bias[4, :] = float("-inf")
+    return bias.fill_diagonal_(0)
+
+
+def _biased(*args: Tensor, tile: int) -> Measured:
+    bias = _weights()
+
+    def rows(start: int, stop: int) -> Tensor:
+        assert 0 < stop - start <= tile
+        return bias[start:stop]
+
+    return contrast(*args, tile=tile, bias=rows)
+
+
+CASES: dict[str, tuple[Objective, int]] = {
+    "clip, tiles of 5": (partial(contrast, tile=5), 3),
+    "clip, tiles of 1": (partial(contrast, tile=1), 3),
+    "clip, one tile": (partial(contrast, tile=1000), 3),
+    "weighted, tiles of 5": (partial(_biased, tile=5), 3),
+    "weighted, one tile": (partial(_biased, tile=1000), 3),
+    "siglip": (partial(sigmoid_loss, tile=5), 4),
+}
+"""Each with the number of its arguments: SigLIP has a bias besides the temperature."""
+
+
+def _leaves(count: int) -> list[Tensor]:
+    values = [*_inputs(), torch.tensor(-10.0, dtype=torch.float64)]
+    return [value.requires_grad_() for value in values[:count]]
+
+
+def _oracle(case: str) -> dict[str, Any]:
+    """open_clip's dense losses on the whole batch; with weights, two plain cross entropies."""
     from open_clip import ClipLoss
+    from open_clip.loss import SigLipLoss
 
-    leaves = [value.requires_grad_() for value in _inputs()]
-    loss = ClipLoss()(*leaves)
-    return loss.detach(), list(torch.autograd.grad(loss, leaves))
+    leaves = _leaves(CASES[case][1])
+    images, texts, scale = leaves[:3]
+    labels = torch.arange(BATCH)
+    logits = scale * images @ texts.T
+    if case.startswith("weighted"):
+        logits = logits + _weights()
+    directions = [F.cross_entropy(logits, labels), F.cross_entropy(logits.T, labels)]
+    if case == "siglip":
+        loss = SigLipLoss()(*leaves)
+        directions = [loss, loss]
+    else:
+        loss = ClipLoss()(*leaves) if case.startswith("clip") else sum(directions) / 2
+    hits = [(logits.argmax(dim) == labels).double().mean() for dim in (1, 0)]
+    assert 0.1 < min(hits) < max(hits) < 0.95
+    return {
+        "loss": loss.detach(),
+        "by_direction": torch.stack(directions).detach(),
+        "accuracy": torch.stack(hits),
+        "gradients": torch.autograd.grad(loss, leaves),
+    }
 
 
-@pytest.mark.parametrize("tile", [1, 5, 7, 23, 24, 1000])
-def test_value_and_gradients_are_those_of_the_dense_loss(tile: int) -> None:
-    expected, gradients = _dense()
-    leaves = [value.requires_grad_() for value in _inputs()]
-    loss = contrastive_loss(*leaves, tile=tile)
-    torch.testing.assert_close(loss.detach(), expected, rtol=1e-12, atol=0)
-    for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-        assert gradient.shape == leaf.shape
-    loss = contrastive_loss(*leaves, tile=tile)
-    for actual, gradient in zip(torch.autograd.grad(loss, leaves), gradients, strict=True):
-        torch.testing.assert_close(actual, gradient, rtol=1e-9, atol=1e-12)
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What every one of 1, 2 or 4 processes computed, for all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    together(folder, request.param, _rank)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def _rank(rank: int, world: int, folder: Path) -> None:
+    results = {}
+    for case, (objective, count) in CASES.items():
+        leaves = [leaf.detach() for leaf in _leaves(count)]
+        leaves[:2] = [leaf.chunk(world)[rank].clone() for leaf in leaves[:2]]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        measured = objective(*leaves)
+        gradients = torch.autograd.grad(measured.loss, leaves)
+        detached = {name: value.detach() for name, value in measured._asdict().items()}
+        results[case] = {**detached, "gradients": gradients}
+    torch.save(results, folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes_together_are_exact(case: str, ranks: list[dict[str, Any]]) -> None:
+    """The mean over processes, as data-parallel training takes it, is that of the dense loss."""
+    expected = _oracle(case)
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-15)
+    for part in ranks:
+        for name in ("loss", "by_direction", "accuracy"):
+            close(part[case][name].double(), expected[name])
+    world = len(ranks)
+    for place, gradient in enumerate(expected["gradients"]):
+        parts = [part[case]["gradients"][place] for part in ranks]
+        together = torch.cat(parts) if gradient.ndim else torch.stack(parts).sum()
+        close(together / world, gradient, atol=1e-14)
+
+
+def test_no_weights_change_no_bit() -> None:
+    leaves = _inputs(torch.float32)
+    plain = contrast(*leaves, tile=7)
+    weighted = contrast(*leaves, tile=7, bias=lambda start, stop: torch.zeros(stop - start, BATCH))
+    for one, other in zip(plain, weighted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_tie_is_no_hit() -> None:
+    """A model that says the same of everything is not one that is always right."""
+    same = F.normalize(torch.ones(6, 4), dim=-1)
+    assert contrast(same, same, torch.tensor(10.0), tile=2).accuracy.tolist() == [0, 0]
+    assert contrast(*[torch.eye(6)] * 2, torch.tensor(10.0), tile=4).accuracy.tolist() == [1, 1]
 
 
 def test_the_upstream_gradient_multiplies() -> None:
@@ -53,13 +152,14 @@ def test_the_upstream_gradient_multiplies() -> None:
         torch.testing.assert_close(3 * one, three)
 
 
-def test_autocast_does_not_reach_the_loss() -> None:
+@pytest.mark.parametrize("objective", [contrast, partial(sigmoid_loss, logit_bias=-torch.ones(()))])
+def test_autocast_does_not_reach_the_loss(objective: Objective) -> None:
     images, texts, scale = _inputs(torch.float32)
-    plain = contrastive_loss(images, texts, 100 / 13.7 * scale)
+    plain = objective(images, texts, 100 / 13.7 * scale)
     with torch.autocast("cpu", torch.bfloat16):
-        under = contrastive_loss(images, texts, 100 / 13.7 * scale)
-    assert under.dtype == torch.float32
-    assert torch.equal(plain, under)
+        under = objective(images, texts, 100 / 13.7 * scale)
+    assert under.loss.dtype == torch.float32
+    assert torch.equal(plain.loss, under.loss)
 
 
 def test_a_scale_of_one_hundred_does_not_overflow() -> None:
@@ -76,40 +176,7 @@ def test_mismatched_features_are_refused() -> None:
     images, texts, scale = _inputs()
     with pytest.raises(ValueError, match="one shape"):
         contrastive_loss(images, texts[:-1], scale)
+    with pytest.raises(ValueError, match="one shape"):
+        sigmoid_loss(images, texts[:-1], scale, scale)
     with pytest.raises(ValueError, match="tile"):
         contrastive_loss(images, texts, scale, tile=0)
-
-
-@pytest.mark.parametrize(("world", "tile"), [(2, 5), (4, 1000)])
-def test_ranks_together_are_exact(world: int, tile: int, tmp_path: Path) -> None:
-    """The mean over ranks, as data-parallel training takes it, is the gradient of one process."""
-    mp.spawn(_rank, (world, tile, str(tmp_path)), nprocs=world)
-    expected, (images, texts, scale) = _dense()
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
-    for part in parts:
-        torch.testing.assert_close(part["loss"], expected, rtol=1e-12, atol=0)
-    gathered = torch.cat([part["images"] for part in parts]) / world
-    torch.testing.assert_close(gathered, images, rtol=1e-9, atol=1e-12)
-    gathered = torch.cat([part["texts"] for part in parts]) / world
-    torch.testing.assert_close(gathered, texts, rtol=1e-9, atol=1e-12)
-    mean = sum(part["scale"] for part in parts) / world
-    torch.testing.assert_close(mean, scale, rtol=1e-9, atol=0)
-
-
-def _rank(rank: int, world: int, tile: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
-    images, texts, scale = _inputs()
-    leaves = [
-        images.chunk(world)[rank].clone().requires_grad_(),
-        texts.chunk(world)[rank].clone().requires_grad_(),
-        scale.requires_grad_(),
-    ]
-    loss = contrastive_loss(*leaves, tile=tile)
-    gradients = torch.autograd.grad(loss, leaves)
-    named = dict(zip(("images", "texts", "scale"), gradients, strict=True))
-    torch.save({"loss": loss.detach(), **named}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
+import torch
 
 from tests.train.conftest import TINY_MODEL
 from train import towers
@@ -13,20 +16,39 @@ from train.settings import ModelSettings, OptimSettings
 
 def test_gains_biases_and_temperature_do_not_decay() -> None:
     net = CLIP(towers.description(ModelSettings.model_validate(TINY_MODEL)))
-    decayed, kept = (group["params"] for group in parameter_groups(net, 0.2))
-    assert isinstance(decayed, list)
-    assert isinstance(kept, list)
+    groups = [group["params"] for group in parameter_groups(net, 0.2)]
     names = {id(p): name for name, p in net.named_parameters()}
-    kept_names = {names[id(p)] for p in kept}
-    decayed_names = {names[id(p)] for p in decayed}
-    assert "logit_scale" in kept_names
-    assert {"visual.bn1.weight", "visual.bn1.bias", "text.ln_final.weight"} <= kept_names
-    assert {n for n in names.values() if n.endswith("bias")} <= kept_names
-    assert {"visual.conv1.weight", "text.token_embedding.weight"} <= decayed_names
-    assert kept_names | decayed_names == set(names.values())
-    assert not kept_names & decayed_names
-    groups = optimizer(net, OptimSettings(weight_decay=0.3)).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    decayed, kept, scalars = ({names[id(p)] for p in cast(Any, group)} for group in groups)
+    assert scalars == {"logit_scale"}
+    assert {"visual.bn1.weight", "visual.bn1.bias", "text.ln_final.weight"} <= kept
+    assert {n for n in names.values() if n.endswith("bias")} <= kept
+    assert {"visual.conv1.weight", "text.token_embedding.weight"} <= decayed
+    assert sorted([*decayed, *kept, *scalars]) == sorted(names.values())
+    param_groups = optimizer(net, OptimSettings(weight_decay=0.3)).param_groups
+    assert [group["weight_decay"] for group in param_groups] == [0.3, 0.0, 0.0]
+
+
+def test_the_optimiser_starts_as_a_fresh_one_would() -> None:
+    """Its state is there before the first step, and neither weights nor updates notice."""
+    results = []
+    for make in (optimizer, _plain):
+        torch.manual_seed(2)
+        net = torch.nn.Linear(4, 3)
+        adamw = make(net, OptimSettings(weight_decay=0.3))
+        assert (len(adamw.state) == 2) is (make is optimizer)
+        for _ in range(2):
+            net(torch.ones(2, 4)).square().sum().backward()
+            for group in adamw.param_groups:
+                group["lr"] = 0.1
+            adamw.step()
+        results.append(net.weight.detach())
+    assert torch.equal(*results)
+
+
+def _plain(net: torch.nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+    groups = parameter_groups(net, settings.weight_decay)
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=settings.eps, fused=True)
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:

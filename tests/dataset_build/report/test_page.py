@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +11,11 @@ from selectolax.lexbor import LexborHTMLParser
 
 from dataset_build import report
 from dataset_build.report.gather import gather
-from dataset_build.report.page import funnel, page, percent, size
+from dataset_build.report.page import funnel, page
+from tests.browser import show, visited
 from tests.dataset_build.report.fake_build import HOSTILE, STAGES, BalanceSettings, FakeBuild
+
+__all__ = ["visited"]  # a fixture
 
 HEADINGS = (
     *("Stages", "Funnel", "Queries", "Downloads", "Dataset", "Pictures"),
@@ -205,67 +203,15 @@ def test_bars_are_linear_until_the_smallest_cannot_be_seen() -> None:
     assert funnel([])["rows"] == []
 
 
-def test_numbers_for_people() -> None:
-    assert percent(1, 100_000) == "<0.1%"
-    assert percent(99_999, 100_000) == ">99.9%"
-    assert (percent(0, 7), percent(7, 7), percent(1, 0)) == ("0.0%", "100.0%", "\N{EN DASH}")
-    assert (size(999), size(1_500_000), size(None)) == ("999 B", "1.5 MB", "\N{EN DASH}")
-
-
-@pytest.fixture
-def visited() -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback that notes every path it is asked for: its address, and the paths."""
-    paths: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", paths
-        server.shutdown()
-        thread.join()
-
-
-def _open(browser: str, page: Path, profile: Path) -> tuple[str, str]:
-    """The DOM that Chromium makes of a page, and what it logged."""
-    ended = subprocess.run(
-        [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                "--disable-dev-shm-usage",
-            ),
-            *("--enable-logging=stderr", f"--user-data-dir={profile}"),
-            *("--dump-dom", page.resolve().as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=80,
-        check=True,
-    )
-    return ended.stdout, ended.stderr
-
-
 @pytest.mark.timeout(170)
 def test_chromium_shows_it_without_a_complaint(
     fake_build: FakeBuild, tmp_path: Path, visited: tuple[str, list[str]]
 ) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not browser:
-        pytest.skip("chromium is not installed")
     address, paths = visited
     attack = f'"><img src={address}/stolen><script>document.title="owned"</script>'
     fake_build.captions = (attack,)
     page = report.write(fake_build.through("evaluate").run, STAGES)
-    dom, log = _open(browser, page, tmp_path / "profile")
+    dom, log = show(page, tmp_path / "profile")
     assert "CONSOLE" not in log
     assert paths == []
     tree = LexborHTMLParser(dom)
@@ -276,7 +222,7 @@ def test_chromium_shows_it_without_a_complaint(
     # Were the caption not escaped, this test would see it: the policy complains in the console.
     unsafe = tmp_path / "unsafe.html"
     unsafe.write_text(page.read_text().replace("</main>", f"{attack}</main>"))
-    dom, log = _open(browser, unsafe, tmp_path / "profile")
+    dom, log = show(unsafe, tmp_path / "profile")
     assert "CONSOLE" in log
     assert "<title>run · OpenWIT report</title>" in dom  # and stops the script and the request
     assert paths == []

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from dataset_build import report
 from dataset_build.report.published import Absent, Build
-from dataset_build.report.training import POINTS, curves, evaluation, thin
+from dataset_build.report.training import curves, evaluation
 from tests.dataset_build.report.fake_build import STAGES, FakeBuild
 
 
@@ -31,18 +32,22 @@ def test_a_cut_line_and_strangers_are_passed_over(fake_build: FakeBuild) -> None
     assert curves(build)["last"] == {"step": 1, "loss": 2}
 
 
+def test_the_page_of_the_training_is_linked_where_there_is_one(fake_build: FakeBuild) -> None:
+    fake_build.through("train")
+    link = 'href="../train/training.html"'
+    assert link not in report.write(fake_build.run, STAGES).read_text()
+    (fake_build.run.stage_folder("train") / "training.html").write_text("")
+    assert link in report.write(fake_build.run, STAGES).read_text()
+
+
+def test_accuracy_is_that_of_pictures_among_texts(fake_build: FakeBuild) -> None:
+    row = {"step": 1, "accuracy_image_to_text": 0.25, "accuracy_text_to_image": 0.75}
+    assert curves(_log(fake_build, json.dumps(row)))["curves"]["accuracy"] == [[1, 0.25]]
+
+
 def test_a_log_without_a_step_is_absent(fake_build: FakeBuild) -> None:
     with pytest.raises(Absent, match="no step"):
         curves(_log(fake_build, ""))
-
-
-def test_thinning_averages_neighbours() -> None:
-    points = [(float(step), float(step % 2)) for step in range(1, 1201)]
-    thinned = thin(points)
-    assert len(thinned) == POINTS
-    assert {value for _, value in thinned} == {0.5}
-    assert thinned[-1][0] == 1200
-    assert thin([]) == []
 
 
 def test_chance_is_derived_from_the_classes(fake_build: FakeBuild) -> None:

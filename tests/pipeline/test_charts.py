@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from dataset_build.report.charts import Axis, Series, columns, lines, short
+from pipeline.charts import POINTS, Axis, Series, columns, lines, short, thin
 
 
 def _points(svg: str) -> list[tuple[float, float]]:
@@ -61,6 +61,17 @@ def test_labels_are_escaped() -> None:
     assert "<b>" not in svg
 
 
+def test_events_are_drawn_where_they_were() -> None:
+    series = [Series("a", [(0, 1), (100, 2)])]
+    events = [50, 101]  # the axis ends at 105
+    svg = lines(series, title="", x_label="", y_label="", events=events, width=272)
+    marks = [node for node in ET.fromstring(svg).iter() if node.get("class") == "event"]
+    axis = Axis(0, 105, 58, 258, False)
+    assert [mark.get("x1") for mark in marks] == [f"{axis(50):.1f}", f"{axis(101):.1f}"]
+    svg = lines(series, title="", x_label="", y_label="", events=[106])
+    assert "event" not in svg
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert Axis(0, 9.3, 0, 100, False).ticks() == [0, 2, 4, 6, 8]
     assert Axis(3, 20_000, 0, 100, True).ticks() == [10, 100, 1000, 10_000]
@@ -69,7 +80,16 @@ def test_ticks_are_round_and_inside() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (950, "950"), (1000, "1k"), (3124, "3.1k"), (99_960, "100k"), (4e8, "400M"),
-     (999_950, "1M"), (1.28e10, "12.8G"), (0.2, "0.2")],
+     (999_950, "1M"), (1.28e10, "12.8G"), (0.2, "0.2"), (2.5e-4, "2.5e-4"), (3e-6, "3e-6")],
 )  # fmt: skip
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_thinning_averages_neighbours() -> None:
+    points = [(float(step), float(step % 2)) for step in range(1, 1201)]
+    thinned = thin(points)
+    assert len(thinned) == POINTS
+    assert {value for _, value in thinned} == {0.5}
+    assert thinned[-1][0] == 1200
+    assert thin([]) == []

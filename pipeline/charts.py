@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+POINTS = 300
+"""As many as a line needs: more than one a pixel or two cannot be seen."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 
 
@@ -60,10 +62,13 @@ def lines(
     y_range: tuple[float, float] | None = None,
     mark: float | None = None,
     mark_label: str = "",
+    events: Sequence[float] = (),
     width: int = 760,
     height: int = 320,
 ) -> Markup:
     """A line chart; `log` makes both axes logarithmic, `mark` draws a level across.
+
+    `events` are places on the x axis where something happened.
 
     Points that an axis has no place for (0 on a logarithmic one) are left out. Returns an empty
     string if nothing is left.
@@ -85,6 +90,12 @@ def lines(
             f' y2="{level:.1f}"/><text class="tick" x="{width - _RIGHT}" y="{level - 5:.1f}"'
             f' text-anchor="end">{escape(mark_label)}</text>'
         )
+    for event in events:
+        if x.low <= event <= x.high:
+            at_x = f"{x(event):.1f}"
+            parts.append(
+                f'<line class="event" x1="{at_x}" x2="{at_x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>'
+            )
     for number, line in enumerate(kept):
         if not line.points:
             continue
@@ -135,8 +146,21 @@ def columns(
     return _svg(parts, title, width, height)
 
 
+def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[list[float]]:
+    """At most `limit` points, each the mean of as many neighbours as the others."""
+    size = -(-len(points) // limit) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        [group[-1][0], float(f"{sum(value for _, value in group) / len(group):.6g}")]
+        for group in groups
+    ]
+
+
 def short(value: float) -> str:
-    """A number in at most four characters or so: 950, 12k, 3.4M, 400M."""
+    """A number in at most four characters or so: 2e-4, 950, 12k, 3.4M, 400M."""
+    if 0 < abs(value) < 0.001:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             scaled = value / size
