@@ -71,7 +71,7 @@ def train(attempt: Attempt) -> Stats:
             if metrics and (
                 progress.step % settings.log_every_steps == 0 or progress.step == steps
             ):
-                epoch = progress.step / order.steps_per_epoch
+                epoch = order.epochs(progress.step)
                 metrics.write(row(step, taken, progress, window, epoch))
                 window = Window()
             if progress.skipped > settings.max_skipped_steps:
