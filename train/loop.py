@@ -18,6 +18,7 @@ from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from train import checkpoint, distributed, towers
 from train.checkpoint import Progress
+from train.data.index import Index
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
 from train.metrics import Metrics, Window, row
@@ -43,13 +44,14 @@ def train(attempt: Attempt) -> Stats:
     settings: TrainSettings = attempt.settings
     use_threads(settings.threads)
     steps = -(-settings.samples // settings.batch)
-    index = open_index(attempt)
     described = towers.description(settings.model)
     with distributed.connected() as process, ExitStack() as stack:
+        index = open_index(attempt, process)
+        identity = _identity(settings, index)
         order, loader = open_stream(index, settings, described, process)
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
-        progress = _resume(step, folder, _digest(attempt), process)
+        progress = _resume(step, folder, identity, process)
         metrics = None
         if process.leads:
             metrics = stack.enter_context(Metrics(folder / "metrics.jsonl", progress.step))
@@ -86,7 +88,7 @@ def train(attempt: Attempt) -> Stats:
                 or progress.step == steps
                 or progress.step % settings.checkpoint.every_steps == 0
             ):
-                _save(step, folder / "checkpoints", _digest(attempt), progress)
+                _save(step, folder / "checkpoints", identity, progress)
                 saved = progress.step
             if stop and progress.step < steps:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
@@ -103,10 +105,9 @@ def train(attempt: Attempt) -> Stats:
     return stats
 
 
-def _digest(attempt: Attempt) -> str:
+def _identity(settings: TrainSettings, index: Index) -> str:
     """Names what the weights depend on: settings and data."""
-    reads = [[ref, attempt.run.identity(ref)] for ref in attempt.task.reads]
-    return digest({"settings": attempt.settings.identity(), "reads": reads})
+    return digest({"settings": settings.identity(), "dataset": index.fingerprint})
 
 
 def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Progress:

@@ -13,6 +13,15 @@ from pipeline.stage import Attempt, Run, Stage, Task
 
 
 def _plan_train(run: Run) -> list[Task]:
+    if (data := run.settings("train").data).datasets:
+        from train.data import datasets, mixture
+
+        mixture.check_weights(data.datasets)
+        found = {
+            name: datasets.listing(dataset, data.read_timeout_s).identity()
+            for name, dataset in data.datasets.items()
+        }
+        return [Task("train", 0, params={"datasets": found})]
     reads = [
         *run.find("pack:index.parquet"),
         *run.find("pack:dataset.json"),

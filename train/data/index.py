@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from pipeline import files
 from pipeline.config import UserError
 
 Bytes = bytes | memoryview
@@ -70,6 +70,8 @@ class Index:
     text_check: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     parts: tuple[Part, ...] = ()
     """The datasets it consists of."""
+    read_timeout_s: float = 60.0
+    """Most time that one read from a shard may take, further tries included."""
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -110,14 +112,14 @@ class Index:
 
 def text_of(data: Bytes, caption: str) -> str:
     """The text in the bytes of a member, see `Part.caption`; not blank, or `ValueError`."""
-    text = bytes(data).decode()
+    text: Any = bytes(data).decode()
     kind, _, name = caption.partition(":")
     if kind == "json":
         value = json.loads(text)
         text = value.get(name) if isinstance(value, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise ValueError("its text is empty")
-    return text
+    return str(text)
 
 
 def short_sha256(data: Bytes) -> int:
@@ -131,23 +133,22 @@ def read_index(index: Path, shards: Mapping[str, str], dataset: Path | None = No
     `dataset` is `dataset.json`, whose fingerprint names the content; without it the index's own
     bytes do. Raises `DatasetError` if a shard is missing or the index is empty.
     """
-    return parse_index(
-        str(index), index.read_bytes(), shards, None if dataset is None else dataset.read_bytes()
-    )
+    if dataset is None:
+        fingerprint = files.sha256(index)
+    else:
+        fingerprint = str(json.loads(dataset.read_bytes())["fingerprint"])
+    with index.open("rb") as stream:
+        return parse_index(str(index), stream, shards, fingerprint)
 
 
-def parse_index(name: str, data: bytes, shards: Mapping[str, str], dataset: bytes | None) -> Index:
-    """`read_index` of files that were read already; `name` is for messages."""
-    source = pq.ParquetFile(io.BytesIO(data))
+def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerprint: str) -> Index:
+    """`read_index` of an open file; `name` is for messages."""
+    source = pq.ParquetFile(stream)
     columns = [*_NUMBERS, "uid", "shard"]
     checked = "sha256" in source.schema_arrow.names
     table = source.read(columns=[*columns, *(["sha256"] if checked else [])])
     if not table.num_rows:
         raise DatasetError(f"{name}: no samples; see the report for where the pairs were dropped")
-    if dataset is None:
-        fingerprint = hashlib.sha256(data).hexdigest()
-    else:
-        fingerprint = str(json.loads(dataset)["fingerprint"])
     encoded = table["shard"].combine_chunks().dictionary_encode()
     missing = sorted({str(shard) for shard in encoded.dictionary.to_pylist()} - set(shards))
     if missing:
@@ -159,15 +160,15 @@ def parse_index(name: str, data: bytes, shards: Mapping[str, str], dataset: byte
     order = np.lexsort((table["offset"].to_numpy(), shard))
     image_check = np.empty(0, np.uint64)
     if checked:
-        image_check = _fixed(table["sha256"], ">u8", 4)[:, 0].astype(np.uint64)[order]
+        image_check = words_of(table["sha256"])[order, 0]
     return Index(
         fingerprint=fingerprint,
         shards=tuple(shards[shard] for shard in ordered),
         shard=shard[order],
-        uid=_fixed(table["uid"], ">u8", 2).astype(np.uint64)[order],
+        uid=words_of(table["uid"])[order],
         image_check=image_check,
         parts=(Part("pack", fingerprint, len(order), checks="sha256" if checked else "none"),),
-        **{name: table[name].to_numpy().astype(np.int64)[order] for name in _NUMBERS},
+        **{name: values[order] for name, values in numbers_of(table).items()},
     )
 
 
@@ -210,10 +211,18 @@ def concatenated(indexes: Sequence[Index]) -> Index:
 _NUMBERS = ("offset", "length", "image_offset", "image_bytes", "text_offset", "text_bytes")
 
 
-def _fixed(column: pa.ChunkedArray, kind: str, each: int) -> NDArray[Any]:
-    """A column of binary values of one length as numbers, [rows, each]."""
+def numbers_of(table: pa.Table) -> dict[str, Any]:
+    """The columns that say where bytes lie."""
+    return {name: table[name].to_numpy().astype(np.int64) for name in _NUMBERS}
+
+
+def words_of(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A column of binary values of one length as 64-bit numbers, [rows, words]."""
+    words = len(column[0].as_py()) // 8
+    fixed = column.cast(pa.binary(8 * words))
     chunks = [
-        np.frombuffer(chunk.buffers()[1], kind)[each * chunk.offset :][: each * len(chunk)]
-        for chunk in column.cast(pa.binary(8 * each)).chunks
+        np.frombuffer(chunk.buffers()[1], ">u8")[words * chunk.offset :][: words * len(chunk)]
+        for chunk in fixed.chunks
+        if len(chunk)
     ]
-    return np.concatenate(chunks).reshape(-1, each)
+    return np.concatenate(chunks).reshape(-1, words).astype(np.uint64)

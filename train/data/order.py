@@ -57,6 +57,7 @@ class Order:
         self.first, self.size = _blocks(index.shard, block_samples)
         lanes_each = lanes_each or (lanes,)
         self._epochs: list[_Epochs] = []
+        self._of_lane: list[int] = []
         self._first_lane: list[int] = []
         row = lane = 0
         for part, width in zip(index.parts, lanes_each, strict=True):
@@ -79,10 +80,10 @@ class Order:
                 )
             )
             self._first_lane += [lane] * width
+            self._of_lane += [len(self._epochs) - 1] * width
             row, lane = row + part.samples, lane + width
         if lane != lanes:
             raise ValueError(f"the datasets fill {lane} of {lanes} lanes")
-        self._of_lane = np.repeat(np.arange(len(lanes_each)), lanes_each)
         self._largest = max(self._epochs, key=lambda epochs: epochs.lanes)
 
     def epochs(self, steps: int) -> float:
@@ -91,7 +92,8 @@ class Order:
 
     def lane(self, lane: int, step: int) -> list[Place]:
         """The `share` samples that a lane gives to the batch of a step, in their order."""
-        return self._epochs[self._of_lane[lane]].lane(lane - self._first_lane[lane], step)
+        epochs = self._epochs[self._of_lane[lane]]
+        return epochs.lane(lane - self._first_lane[lane], step)
 
     def lanes_of(self, rank: int, world: int) -> range:
         """The lanes that a process reads; ranks in order make up the batch in order."""

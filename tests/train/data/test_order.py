@@ -14,7 +14,7 @@ from train.data.index import DatasetError, Index
 from train.data.order import Order
 
 
-def _index(sizes: list[int], fingerprint: str = "dataset") -> Index:
+def index_of(sizes: list[int], fingerprint: str = "dataset") -> Index:
     shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     count = len(shard)
     zeros = np.zeros(count, np.int64)
@@ -32,7 +32,7 @@ def _order(
     block: int = 5,
     fingerprint: str = "dataset",
 ) -> Order:
-    index = _index(sizes, fingerprint)
+    index = index_of(sizes, fingerprint)
     return Order(index, seed=seed, batch=batch, lanes=lanes, block_samples=block)
 
 
