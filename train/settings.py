@@ -90,7 +90,7 @@ class DataSettings(Settings):
     margin: int = Field(default=0, ge=0)
     """Pixels by which a picture's shorter side is made larger than the square that is cropped."""
     workers: int = Field(default=2, ge=1)
-    """Decoding threads of one process."""
+    """Threads of one process that decode, and processes that scan tars which have no index."""
     prefetch: int = Field(default=2, ge=1)
     """Batches made ahead of the step that needs them."""
     cache_bytes: int = Field(default=512 << 20, ge=0)

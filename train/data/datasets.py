@@ -10,10 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
+import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -25,8 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import files
+from pipeline.local import die_with_parent
 from pipeline.manifest import digest
 from pipeline.stage import Attempt
+from pipeline.stop import SIGNALS
 from train.data import storage
 from train.data.index import (
     DatasetError,
@@ -43,11 +50,14 @@ from train.settings import DatasetSettings, DataSettings
 
 log = logging.getLogger(__name__)
 
+Map = Callable[..., Iterable["Scan | BrokenTar"]]
+"""`map`, in this process or in others."""
+
 _FORMAT = 1
 """Of the files; another one makes them anew."""
 _SHARDS_A_FILE = 64
-_THREADS = 16
-"""Shards scanned at the same time: most of it is waiting for storage."""
+_AT_ONCE = 256 << 20
+"""Bytes of shards that are scanned sooner than other processes start."""
 _SAY_EVERY_S = 15.0
 
 
@@ -180,13 +190,14 @@ class _Scanned:
                      len(names) - _SHARDS_A_FILE * done)  # fmt: skip
         first = int(self._begin * len(paths))
         said = time.monotonic()
-        pool = ThreadPoolExecutor(_THREADS, "scan")
-        try:
+        total = sum(shard.bytes for shard in self._found.shards)
+        workers = self._data.workers if done < len(paths) and total > _AT_ONCE else 0
+        with _processes(workers) as each:
             for turn in range(len(paths)):
                 number = (first + turn) % len(paths)
                 path = paths[number]
                 if not path.exists():
-                    self._scan(path, number * _SHARDS_A_FILE, names, pool)
+                    self._scan(path, number * _SHARDS_A_FILE, names, each)
                 metadata = pq.read_schema(path).metadata
                 self._leave_out(json.loads(metadata[b"broken"]))
                 shards = min((turn + 1) * _SHARDS_A_FILE, len(names))
@@ -194,16 +205,20 @@ class _Scanned:
                 if time.monotonic() - said > _SAY_EVERY_S:
                     log.info("%s: %d of %d shards scanned", self._name, shards, len(names))
                     said = time.monotonic()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _scan(self, path: Path, start: int, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
+    def _scan(self, path: Path, start: int, names: Sequence[str], each: Map) -> None:
         """Scan the shards of one file, and publish it."""
-        once = partial(self._scan_shard, names=names, start=start)
-        numbers = range(start, min(start + _SHARDS_A_FILE, len(names)))
+        data = self._data
+        once = partial(
+            _scan_or_broken,
+            caption=self._caption,
+            checksums=data.checksums,
+            timeout_s=data.read_timeout_s,
+        )
+        shards = self._found.shards[start:][:_SHARDS_A_FILE]
         tables, broken = [SCANNED.empty_table()], {}
         left_out: Counter[str] = Counter()
-        for found in pool.map(once, numbers):
+        for found in each(once, shards, names[start:], range(len(shards))):
             self._attempt.stop.check()
             if isinstance(found, BrokenTar):
                 broken[str(found).partition(": broken")[0]] = str(found)
@@ -215,19 +230,6 @@ class _Scanned:
         table = pa.concat_tables(tables).replace_schema_metadata(metadata)
         pq.write_table(table, sink, compression="zstd")
         files.write_atomic(path, sink.getvalue().to_pybytes())
-
-    def _scan_shard(self, number: int, names: Sequence[str], start: int) -> Scan | BrokenTar:
-        try:
-            return scan(
-                self._found.shards[number],
-                names[number],
-                number - start,
-                caption=self._caption,
-                checksums=self._data.checksums,
-                timeout_s=self._data.read_timeout_s,
-            )
-        except BrokenTar as error:
-            return error
 
     def _leave_out(self, broken: dict[str, str]) -> None:
         for reason in broken.values():
@@ -265,3 +267,37 @@ class _Scanned:
             parts=(part,),
             **columns,
         )
+
+
+def _scan_or_broken(
+    shard: Shard, name: str, number: int, *, caption: str, checksums: bool, timeout_s: float
+) -> Scan | BrokenTar:
+    try:
+        return scan(shard, name, number, caption=caption, checksums=checksums, timeout_s=timeout_s)
+    except BrokenTar as error:
+        return error
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Map]:
+    """`map` over as many processes, or in this one if there are none."""
+    if not count:
+        yield map
+        return
+    pool = ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), _begin_scanning, (os.getpid(),)
+    )
+    try:
+        yield pool.map
+    except BrokenProcessPool:
+        raise DatasetError("a process that scanned shards was killed; start again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_scanning(parent: int) -> None:
+    """A process ends with the one that started it; until then, that one decides when to stop."""
+    os.environ["OPENWIT_PARENT"] = str(parent)
+    die_with_parent()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -46,6 +47,8 @@ _META = re.compile(r"__[^/]*__($|/)")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 Read = Callable[[int, int], memoryview]
+Row = tuple[Any, ...]
+"""The values of `SCANNED`'s columns, in their order."""
 
 
 class BrokenTar(DatasetError):
@@ -62,8 +65,7 @@ class Scan:
     """Samples that cannot be trained on, by reason."""
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     header: int
     """Where its first header begins; an extended one comes before its own."""
@@ -93,20 +95,25 @@ def scan(
     A uid is made of the shard's name and the sample's key: headers alone tell it, it is the same
     with and without checksums, and equal pictures stay two samples.
     """
-    with _Window(shard, checksums, timeout_s) as window:
-        rows = []
-        left_out: Counter[str] = Counter()
-        for sample in _samples(_members(shard, window.read)):
-            row = _row(sample, window.read, caption, checksums)
-            if isinstance(row, str):
-                left_out[row] += 1
-                continue
-            identity = xxhash.xxh3_128_digest(f"{name}\0{sample.key}".encode())
-            rows.append({"uid": identity, "shard": number, **row})
-    return Scan(pa.Table.from_pylist(rows, schema=SCANNED), left_out)
+    rows: list[Row] = []
+    left_out: Counter[str] = Counter()
+    try:
+        with _Window(shard, checksums, timeout_s) as window:
+            for sample in _samples(_members(shard, window.read)):
+                row = _row(sample, window.read, caption, checksums)
+                if isinstance(row, str):
+                    left_out[row] += 1
+                    continue
+                identity = xxhash.xxh3_128_digest(f"{name}\0{sample.key}".encode())
+                rows.append((identity, sample.key, number, *row))
+    except OSError as error:
+        raise DatasetError(f"{shard.address}: cannot be read ({error.strerror})") from None
+    columns = zip(*rows, strict=True) if rows else [()] * len(SCANNED)
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, SCANNED.types, strict=True)]
+    return Scan(pa.table(arrays, schema=SCANNED), left_out)
 
 
-def _row(sample: _Sample, read: Read, caption: str, checksums: bool) -> dict[str, object] | str:
+def _row(sample: _Sample, read: Read, caption: str, checksums: bool) -> tuple[int, ...] | str:
     """What the index has of a sample, or the reason why it is left out."""
     if sample.repeats:
         return "repeated_member"
@@ -124,17 +131,11 @@ def _row(sample: _Sample, read: Read, caption: str, checksums: bool) -> dict[str
     except ValueError:
         return "no_text"
     image_check = xxhash.xxh3_64_intdigest(read(picture.offset, picture.size)) if checksums else 0
-    return {
-        "key": sample.key,
-        "offset": sample.offset,
-        "length": sample.end - sample.offset,
-        "image_offset": picture.offset,
-        "image_bytes": picture.size,
-        "text_offset": text.offset,
-        "text_bytes": text.size,
-        "image_check": image_check,
-        "text_check": xxhash.xxh3_64_intdigest(data),
-    }
+    return (
+        *(sample.offset, sample.end - sample.offset),
+        *(picture.offset, picture.size, text.offset, text.size),
+        *(image_check, xxhash.xxh3_64_intdigest(data)),
+    )
 
 
 def _samples(members: Iterator[_Member]) -> Iterator[_Sample]:

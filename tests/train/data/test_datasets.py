@@ -180,6 +180,34 @@ def test_processes_share_the_scan_and_agree(
     assert not order
 
 
+def test_processes_of_its_own_scan_what_one_scans(
+    tars: Tars, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tars(6, 5, 4, 3)
+    path = folder / "00002.tar"
+    path.write_bytes(path.read_bytes()[:2000])
+    alone = _open(given({"d": folder}, run="alone", max_broken_shards=1))
+    monkeypatch.setattr(datasets, "_AT_ONCE", 0)
+    monkeypatch.delattr(datasets, "scan")  # they import it anew, this process must not use it
+    monkeypatch.setenv("OPENWIT_PARENT", str(os.getppid()))  # as in a task's process
+    several = _open(given({"d": folder}, max_broken_shards=1, workers=2))
+    assert several.fingerprint == alone.fingerprint
+    assert several.shard.tolist() == alone.shard.tolist()
+
+
+def test_equal_names_in_two_folders_are_two_shards(
+    tars: Tars, given: Given, tmp_path: Path
+) -> None:
+    (tmp_path / "both").mkdir()
+    for name in ("a", "b"):
+        tars(4, name=name).rename(tmp_path / "both" / name)
+    index = _open(given({"d": f"{tmp_path}/both/*/00000.tar"}))
+    assert len({index.name(row) for row in range(8)}) == 8
+    (tmp_path / "both").rename(tmp_path / "elsewhere")
+    moved = _open(given({"d": f"{tmp_path}/elsewhere/{{a,b}}/*.tar"}))
+    assert moved.fingerprint == index.fingerprint
+
+
 def test_a_broken_tar_is_named_or_left_out_whole(
     tars: Tars, given: Given, caplog: pytest.LogCaptureFixture
 ) -> None:
