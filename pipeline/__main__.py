@@ -63,10 +63,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _after_build(options: argparse.Namespace, last: str) -> int:
-    """Run the training stages up to `last`; the dataset must be built already."""
+    """Run the training stages up to `last`; a dataset of the run's own must be built already."""
     from pipeline import recipe
 
     run, config = _open(options)
+    if not config.train.data.datasets:
+        _check_built(options, run, config)
+    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
+    names = [stage.name for stage in stages]
+    return _advance(run, config, stages[: names.index(last) + 1], last)
+
+
+def _check_built(options: argparse.Namespace, run: Run, config: Config) -> None:
+    """Raise `UserError` unless the shards of this configuration are there."""
+    from pipeline import recipe
+
     if config.until != "pack":
         raise ConfigError(f"{options.config}: until: the dataset ends at {config.until!r}, so there"
                           " are no shards to train on; set until: pack")  # fmt: skip
@@ -74,11 +85,9 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
     if stage := runner.outdated(run, recipe.build_stages(config)):
         raise runner.TasksFailed(
             f"{run.folder}: {stage.name} is not up to date with {options.config};"
-            f" run `make build-dataset CONFIG={options.config} RUN={run.folder}` first"
+            f" run `make build-dataset CONFIG={options.config} RUN={run.folder}` first,"
+            " or name other datasets in train.data.datasets"
         )
-    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
-    names = [stage.name for stage in stages]
-    return _advance(run, config, stages[: names.index(last) + 1], last)
 
 
 def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:

@@ -86,8 +86,8 @@ def build_stages(config: Config) -> Sequence[Stage]:
 
 
 def all_stages(config: Config) -> Sequence[Stage]:
-    """The dataset's stages, then training and evaluation where the dataset is built to its end."""
+    """The dataset's stages, then training and evaluation where there is something to train on."""
     stages = list(build_stages(config))
-    return (
-        stages if config.until != "pack" else [*stages, train.stages.TRAIN, train.stages.EVALUATE]
-    )
+    if config.until != "pack" and not config.train.data.datasets:
+        return stages
+    return [*stages, train.stages.TRAIN, train.stages.EVALUATE]

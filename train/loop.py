@@ -12,12 +12,14 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from pipeline import files
 from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
 from train import checkpoint, distributed, initial_weights, page, towers, trackers
 from train.checkpoint import Progress
+from train.data.index import Index
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
 from train.metrics import Metrics, Window, describe, row
@@ -44,13 +46,14 @@ def train(attempt: Attempt) -> Stats:
     trackers.check(settings.trackers)
     use_threads(settings.threads)
     steps = -(-settings.samples // settings.batch)
-    index = open_index(attempt)
     described = towers.description(settings.model)
     with distributed.connected() as process, ExitStack() as stack:
+        index = open_index(attempt, process)
+        identity = _identity(attempt, index)
         order, loader = open_stream(index, settings, described, process)
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
-        progress = _resume(step, folder, _digest(attempt), process)
+        progress = _resume(step, folder, identity, process)
         if settings.init_from and not progress.step:
             initial_weights.load(Path(settings.init_from).expanduser(), step.net)
         training = {
@@ -63,7 +66,7 @@ def train(attempt: Attempt) -> Stats:
         if process.leads:
             describe(folder, step, training)
             stack.callback(page.write, folder)
-            mirrors = trackers.Mirrors(settings.trackers, folder, _digest(attempt), training)
+            mirrors = trackers.Mirrors(settings.trackers, folder, identity, training)
             stack.enter_context(mirrors)
             path = folder / "metrics.jsonl"
             metrics = stack.enter_context(Metrics(path, progress.step, mirrors))
@@ -85,7 +88,7 @@ def train(attempt: Attempt) -> Stats:
             if metrics and (
                 progress.step % settings.log_every_steps == 0 or progress.step == steps
             ):
-                epoch = progress.step / order.steps_per_epoch
+                epoch = order.epochs(progress.step)
                 metrics.write(row(step, taken, progress, window, epoch))
                 window = Window()
             if progress.skipped > settings.max_skipped_steps:
@@ -101,7 +104,7 @@ def train(attempt: Attempt) -> Stats:
                 or progress.step == steps
                 or progress.step % settings.checkpoint.every_steps == 0
             ):
-                _save(step, folder / "checkpoints", _digest(attempt), progress)
+                _save(step, folder / "checkpoints", identity, progress)
                 saved = progress.step
             if stop and progress.step < steps:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
@@ -119,10 +122,13 @@ def train(attempt: Attempt) -> Stats:
     return stats
 
 
-def _digest(attempt: Attempt) -> str:
-    """Names what the weights depend on: settings and data."""
-    reads = [[ref, attempt.run.identity(ref)] for ref in attempt.task.reads]
-    return digest({"settings": attempt.settings.identity(), "reads": reads})
+def _identity(attempt: Attempt, index: Index) -> str:
+    """Names what the weights depend on: settings, data, and the weights at the start."""
+    settings: TrainSettings = attempt.settings
+    start = None
+    if settings.init_from:
+        start = files.sha256(Path(settings.init_from).expanduser())
+    return digest({"settings": settings.identity(), "data": index.fingerprint, "start": start})
 
 
 def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Progress:

@@ -7,7 +7,7 @@ Natural Language Supervision", tables 18 to 20; `presets` holds them for every m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -52,11 +52,40 @@ class ModelSettings(Settings):
     never falls below 0.01, and 0.1 for SigLIP's."""
 
 
+class DatasetSettings(Settings):
+    """One dataset to train on."""
+
+    operational: ClassVar[frozenset[str]] = frozenset({"path"})  # the index names the content
+
+    path: str
+    """A folder of tars in WebDataset's format, a pattern such as /data/cc12m/{00000..01242}.tar or
+    s3://bucket/*.tar, or a packed dataset: a run's pack/out."""
+    weight: float | None = Field(default=None, gt=0)
+    """Part of every batch, in proportion to the weights of the other datasets; if none has one, in
+    proportion to their samples."""
+    caption: str = Field(default="txt", pattern=r"^(txt|json:.+)$")
+    """Where a sample's text is: `txt`, its text file, or `json:caption`, that field of its JSON.
+    Packed datasets have text files."""
+
+
 class DataSettings(Settings):
-    """How samples are ordered, read and decoded."""
+    """Which datasets, and how samples are ordered, read and decoded."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"workers", "prefetch", "cache_bytes"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"workers", "prefetch", "cache_bytes", "read_timeout_s"}
+    )
 
+    datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
+    """Name of each dataset to train on -> where it is; empty: what this run's `pack` made."""
+    checksums: bool = False
+    """Whether the first look at tars without an index reads every picture, so that training can
+    tell pictures that were damaged since; otherwise it reads headers and texts. Packed datasets
+    have checksums."""
+    max_broken_shards: int = Field(default=0, ge=0)
+    """Tars that may be left out because they are cut short or otherwise broken; one more ends the
+    run."""
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    """Time for one read from a shard, failed tries included; what takes longer ends the run."""
     lanes: int = Field(default=256, ge=1)
     """Parallel streams that make up a batch. Their number divides the batch, and the number of
     processes divides it; every such number of processes then sees the same global batches."""
@@ -65,11 +94,16 @@ class DataSettings(Settings):
     margin: int = Field(default=0, ge=0)
     """Pixels by which a picture's shorter side is made larger than the square that is cropped."""
     workers: int = Field(default=2, ge=1)
-    """Decoding threads of one process."""
+    """Threads of one process that decode, and processes that scan tars which have no index."""
     prefetch: int = Field(default=2, ge=1)
     """Batches made ahead of the step that needs them."""
     cache_bytes: int = Field(default=512 << 20, ge=0)
     """Memory for decoded pictures, which later epochs take from there; 0 keeps none."""
+
+    def identity(self) -> dict[str, Any]:
+        """See `Settings.identity`."""
+        datasets = {name: dataset.identity() for name, dataset in self.datasets.items()}
+        return {**super().identity(), "datasets": datasets}
 
 
 class OptimSettings(Settings):

@@ -10,17 +10,27 @@ import os
 from pipeline.config import ConfigError
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from train.settings import TrainSettings
 
 
 def _plan_train(run: Run) -> list[Task]:
+    settings: TrainSettings = run.settings("train")
+    start = run.find(settings.init_from) if settings.init_from else []
+    if settings.data.datasets:
+        from train.data import datasets, mixture
+
+        mixture.check_weights(settings.data.datasets)
+        found = {
+            name: datasets.listing(dataset, settings.data.read_timeout_s).identity()
+            for name, dataset in settings.data.datasets.items()
+        }
+        return [Task("train", 0, tuple(start), {"datasets": found})]
     reads = [
         *run.find("pack:index.parquet"),
         *run.find("pack:dataset.json"),
         *run.find("pack:shards/*.tar"),
     ]
-    if start := run.settings("train").init_from:
-        reads += run.find(start)
-    return [Task("train", 0, tuple(reads))]
+    return [Task("train", 0, (*reads, *start))]
 
 
 def _train(attempt: Attempt) -> Stats:

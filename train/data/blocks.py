@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from train.data.index import DatasetError, Index
+from train.data import storage
+from train.data.index import Index
 from train.data.order import Order
 
 
@@ -25,28 +25,11 @@ class Block:
 
 
 def read_block(index: Index, order: Order, number: int) -> Block:
-    """Read all of a block. Raises `DatasetError` if the shard is gone or too short."""
+    """Read all of a block. Raises `DatasetError` naming the shard if it is gone or too short."""
     first = int(order.first[number])
     last = first + int(order.size[number]) - 1
     start = int(index.offset[first])
     size = int(index.offset[last] + index.length[last]) - start
-    path = index.shards[int(index.shard[first])]
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        data = bytearray(size)
-        filled = 0
-        # A network file system may return less than it was asked for.
-        while filled < size:
-            count = os.preadv(descriptor, [memoryview(data)[filled:]], start + filled)
-            if not count:
-                raise DatasetError(
-                    f"{path}: ends at byte {start + filled}, but the index places samples up to "
-                    f"{start + size}; `verify` finds damaged shards"
-                )
-            filled += count
-    finally:
-        os.close(descriptor)
-    return Block(number, start, memoryview(data).toreadonly())
+    address = index.shards[int(index.shard[first])]
+    data = storage.read(address, start, size, timeout_s=index.read_timeout_s)
+    return Block(number, start, data)

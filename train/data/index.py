@@ -1,29 +1,27 @@
-"""Where every sample's picture and text lie: `pack`'s index as arrays, shard by shard."""
+"""Where every sample's picture and text lie, as arrays, shard by shard."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
+from pipeline import files
 from pipeline.config import UserError
 
-_COLUMNS = [
-    "uid",
-    "shard",
-    "offset",
-    "length",
-    "image_offset",
-    "image_bytes",
-    "text_offset",
-    "text_bytes",
-]
+Bytes = bytes | memoryview
 
 
 class DatasetError(UserError):
@@ -33,12 +31,27 @@ class DatasetError(UserError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """One dataset of an index: consecutive rows, of shards that are its own."""
+
+    name: str
+    fingerprint: str
+    """Names the content; the order of training depends on it."""
+    samples: int
+    caption: str = "txt"
+    """What the text's bytes are: `txt` the text, `json:FIELD` an object that has it in a field."""
+    checks: Literal["none", "sha256", "xxh3"] = "none"
+    """What `Index.image_check` is: the first 64 bits of SHA-256, or xxh3-64 and of texts too."""
+
+
+@dataclass(frozen=True)
 class Index:
     """All samples, in the order of shards and of offsets within a shard. Arrays are [samples]."""
 
     fingerprint: str
-    """Names the content; the order of training depends on it."""
-    shards: tuple[Path, ...]
+    """Names the content; checkpoints depend on it."""
+    shards: tuple[str, ...]
+    """Paths, or addresses such as s3://bucket/00000.tar."""
     shard: NDArray[np.int32]
     """Position in `shards`."""
     uid: NDArray[np.uint64]
@@ -51,58 +64,165 @@ class Index:
     image_bytes: NDArray[np.int64]
     text_offset: NDArray[np.int64]
     text_bytes: NDArray[np.int64]
+    image_check: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Checksums; empty where no part has them. They are cut to 64 bits, which notice damage as well
+    and take a quarter of the memory."""
+    text_check: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    parts: tuple[Part, ...] = ()
+    """The datasets it consists of."""
+    read_timeout_s: float = 60.0
+    """Most time that one read from a shard may take, further tries included."""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            whole = Part("the dataset", self.fingerprint, len(self.shard))
+            object.__setattr__(self, "parts", (whole,))
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def name(self, sample: int) -> str:
-        """The sample's identifier in hexadecimal, as its members in the shard are called."""
+        """The sample's identifier in hexadecimal."""
         high, low = self.uid[sample]
         return f"{int(high):016x}{int(low):016x}"
 
+    def part(self, sample: int) -> Part:
+        """The dataset of a row."""
+        return self.parts[bisect_right(self._ends, sample)]
 
-def read_index(index: Path, shards: Mapping[str, Path], dataset: Path | None = None) -> Index:
-    """Read `index.parquet`; `shards` maps a shard's file name to where it is.
+    def text(self, sample: int, data: Bytes) -> str:
+        """The text in a sample's text bytes. Raises `ValueError` if there is none."""
+        return text_of(data, self.part(sample).caption)
+
+    def intact(self, sample: int, image: Bytes, text: Bytes) -> bool:
+        """Whether the bytes are those that were checksummed; True where there are no checksums."""
+        checks = self.part(sample).checks
+        if checks == "none":
+            return True
+        if checks == "sha256":
+            return short_sha256(image) == int(self.image_check[sample])
+        return xxhash.xxh3_64_intdigest(image) == int(
+            self.image_check[sample]
+        ) and xxhash.xxh3_64_intdigest(text) == int(self.text_check[sample])
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(part.samples for part in self.parts))
+
+
+def text_of(data: Bytes, caption: str) -> str:
+    """The text in the bytes of a member, see `Part.caption`; not blank, or `ValueError`."""
+    text: Any = bytes(data).decode()
+    kind, _, name = caption.partition(":")
+    if kind == "json":
+        value = json.loads(text)
+        text = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("its text is empty")
+    return str(text)
+
+
+def short_sha256(data: Bytes) -> int:
+    """The first 64 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def read_index(index: Path, shards: Mapping[str, str], dataset: Path | None = None) -> Index:
+    """Read a packed dataset's `index.parquet`; `shards` maps a shard's file name to where it is.
 
     `dataset` is `dataset.json`, whose fingerprint names the content; without it the index's own
     bytes do. Raises `DatasetError` if a shard is missing or the index is empty.
     """
-    table = pq.read_table(index, columns=_COLUMNS)
+    if dataset is None:
+        fingerprint = files.sha256(index)
+    else:
+        fingerprint = str(json.loads(dataset.read_bytes())["fingerprint"])
+    with index.open("rb") as stream:
+        return parse_index(str(index), stream, shards, fingerprint)
+
+
+def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerprint: str) -> Index:
+    """`read_index` of an open file; `name` is for messages."""
+    source = pq.ParquetFile(stream)
+    columns = [*_NUMBERS, "uid", "shard"]
+    checked = "sha256" in source.schema_arrow.names
+    table = source.read(columns=[*columns, *(["sha256"] if checked else [])])
     if not table.num_rows:
-        raise DatasetError(f"{index}: no samples; see the report for where the pairs were dropped")
+        raise DatasetError(f"{name}: no samples; see the report for where the pairs were dropped")
     encoded = table["shard"].combine_chunks().dictionary_encode()
-    names = [str(name) for name in encoded.dictionary.to_pylist()]
-    missing = sorted(set(names) - set(shards))
+    missing = sorted({str(shard) for shard in encoded.dictionary.to_pylist()} - set(shards))
     if missing:
-        raise DatasetError(f"{index}: names the shard {missing[0]}, which is not there")
-    ordered = sorted(names)
-    rank = {name: position for position, name in enumerate(ordered)}
-    shard = np.array([rank[name] for name in names], np.int32)[encoded.indices.to_numpy()]
-    numbers = {
-        name: table[name].to_numpy().astype(np.int64)
-        for name in _COLUMNS
-        if name not in ("uid", "shard")
-    }
-    order = np.lexsort((numbers["offset"], shard))
-    uids: list[bytes] = table["uid"].to_pylist()
-    uid = np.frombuffer(b"".join(uids), ">u8").reshape(-1, 2)
+        raise DatasetError(f"{name}: names the shard {missing[0]}, which is not there")
+    ordered = sorted(str(shard) for shard in encoded.dictionary.to_pylist())
+    rank = {shard: position for position, shard in enumerate(ordered)}
+    names = np.array([rank[str(shard)] for shard in encoded.dictionary.to_pylist()], np.int32)
+    shard = names[encoded.indices.to_numpy()]
+    order = np.lexsort((table["offset"].to_numpy(), shard))
+    image_check = np.empty(0, np.uint64)
+    if checked:
+        image_check = words_of(table["sha256"])[order, 0]
     return Index(
-        fingerprint=_fingerprint(index, dataset),
-        shards=tuple(Path(shards[name]) for name in ordered),
+        fingerprint=fingerprint,
+        shards=tuple(shards[shard] for shard in ordered),
         shard=shard[order],
-        uid=uid.astype(np.uint64)[order],
-        **{name: values[order] for name, values in numbers.items()},
+        uid=words_of(table["uid"])[order],
+        image_check=image_check,
+        parts=(Part("pack", fingerprint, len(order), checks="sha256" if checked else "none"),),
+        **{name: values[order] for name, values in numbers_of(table).items()},
     )
 
 
 def open_dataset(folder: Path) -> Index:
     """The index of a packed dataset's folder: `index.parquet`, `dataset.json`, `shards/*.tar`."""
-    shards = {path.name: path for path in sorted((folder / "shards").glob("*.tar"))}
+    shards = {path.name: str(path) for path in sorted((folder / "shards").glob("*.tar"))}
     dataset = folder / "dataset.json"
     return read_index(folder / "index.parquet", shards, dataset if dataset.exists() else None)
 
 
-def _fingerprint(index: Path, dataset: Path | None) -> str:
-    if dataset is not None:
-        return str(json.loads(dataset.read_bytes())["fingerprint"])
-    return hashlib.sha256(index.read_bytes()).hexdigest()
+def concatenated(indexes: Sequence[Index]) -> Index:
+    """One index of the samples of several, one after the other."""
+    if len(indexes) == 1:
+        return indexes[0]
+    shards_before = np.cumsum([0, *(len(index.shards) for index in indexes)])
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(index, name) for index in indexes])
+        for name in ("uid", *_NUMBERS)
+    }
+    for name in ("image_check", "text_check"):
+        each = [getattr(index, name) for index in indexes]
+        joined[name] = np.concatenate(
+            [
+                check if len(check) else np.zeros(len(index), np.uint64)
+                for check, index in zip(each, indexes, strict=True)
+            ]
+        )
+    shard = [i.shard + n for i, n in zip(indexes, shards_before[:-1].astype(np.int32), strict=True)]
+    parts = tuple(part for index in indexes for part in index.parts)
+    named = "\n".join(f"{part.name} {part.fingerprint}" for part in parts)
+    return Index(
+        fingerprint=hashlib.sha256(named.encode()).hexdigest(),
+        shards=tuple(shard for index in indexes for shard in index.shards),
+        shard=np.concatenate(shard),
+        parts=parts,
+        **joined,
+    )
+
+
+_NUMBERS = ("offset", "length", "image_offset", "image_bytes", "text_offset", "text_bytes")
+
+
+def numbers_of(table: pa.Table) -> dict[str, Any]:
+    """The columns that say where bytes lie."""
+    return {name: table[name].to_numpy().astype(np.int64) for name in _NUMBERS}
+
+
+def words_of(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A column of binary values of one length as 64-bit numbers, [rows, words]."""
+    words = len(column[0].as_py()) // 8
+    fixed = column.cast(pa.binary(8 * words))
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], ">u8")[words * chunk.offset :][: words * len(chunk)]
+        for chunk in fixed.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(chunks).reshape(-1, words).astype(np.uint64)

@@ -57,7 +57,8 @@ class _Sample:
 class Loader:
     """Batches by step. What a batch holds depends on the order, the seed and the step alone.
 
-    A sample that cannot be decoded is replaced by the next one of its block that can, and counted.
+    A sample that cannot be decoded, or whose checksum is another, is replaced by the next one of
+    its block that is whole, and counted.
     `rank` and `world` choose this process's lanes; `workers` and `cache_bytes` only the speed.
     """
 
@@ -111,7 +112,6 @@ class Loader:
         pixels = np.empty((count, self._side, self._side, 3), np.uint8)
         tokens: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * count
         uids = [""] * count
-        epoch = self.order.epoch(step)
 
         def fill(worker: int) -> int:
             substituted = 0
@@ -124,7 +124,7 @@ class Loader:
                         sample.pixels,
                         self._side,
                         seed=self._seed,
-                        epoch=epoch,
+                        epoch=place.epoch,
                         uid=(int(high), int(low)),
                     )
                     tokens[i] = sample.tokens
@@ -160,7 +160,10 @@ class Loader:
         image = held.cut(int(index.image_offset[row]), int(index.image_bytes[row]))
         text = held.cut(int(index.text_offset[row]), int(index.text_bytes[row]))
         try:
-            sample = _Sample(row, decode.decode(image, self._short_side), self._tokens(text))
+            if not index.intact(row, image, text):
+                raise decode.Undecodable("its bytes are not those of its checksum")
+            tokens = self._tokens(row, text)
+            sample = _Sample(row, decode.decode(image, self._short_side), tokens)
         except decode.Undecodable as error:
             log.warning("sample %s is replaced: %s", index.name(row), error)
             self._damaged.add(row)
@@ -171,11 +174,8 @@ class Loader:
                 self._cache[row] = sample
         return sample
 
-    def _tokens(self, data: memoryview) -> NDArray[np.int64]:
+    def _tokens(self, row: int, data: memoryview) -> NDArray[np.int64]:
         try:
-            text = bytes(data).decode()
-        except UnicodeDecodeError as error:
-            raise decode.Undecodable(f"its text is not UTF-8: {error}") from None
-        if not text.strip():
-            raise decode.Undecodable("its text is empty")
-        return self._tokenize(text)
+            return self._tokenize(self.index.text(row, data))
+        except ValueError as error:
+            raise decode.Undecodable(f"no text: {error}") from None

@@ -8,19 +8,23 @@ from typing import Any
 from pipeline.config import ConfigError
 from pipeline.stage import Attempt
 from train import towers
+from train.data.datasets import open_datasets
 from train.data.index import Index, read_index
 from train.data.loader import Loader
+from train.data.mixture import lanes_each
 from train.data.order import Order
 from train.distributed import Process
 from train.model import Tokenizer
 from train.settings import TrainSettings
 
 
-def open_index(attempt: Attempt) -> Index:
-    """The samples of the shards that a task reads."""
+def open_index(attempt: Attempt, process: Process) -> Index:
+    """The samples of the configuration's datasets, or of the shards that this run packed."""
+    if "datasets" in attempt.task.params:
+        return open_datasets(attempt, process.rank, process.world)
     paths = {reference: attempt.run.path(reference) for reference in attempt.task.reads}
     named = {Path(reference.rpartition(":")[2]).name: paths[reference] for reference in paths}
-    shards = {name: path for name, path in named.items() if name.endswith(".tar")}
+    shards = {name: str(path) for name, path in named.items() if name.endswith(".tar")}
     return read_index(named["index.parquet"], shards, named["dataset.json"])
 
 
@@ -40,6 +44,7 @@ def open_stream(
         batch=settings.batch,
         lanes=data.lanes,
         block_samples=data.block_samples,
+        lanes_each=lanes_each(index.parts, data, settings.batch),
     )
     loader = Loader(
         index,
