@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
-from train import checkpoint, distributed, towers
-from train.checkpoint import Progress
+from train import distributed, towers
+from train.checkpoint import Checkpointer, Progress
 from train.data.stream import open_index, open_stream
-from train.distributed import Process
 from train.metrics import Metrics, Window, row
 from train.model import save_model
 from train.settings import TrainSettings
@@ -49,13 +47,18 @@ def train(attempt: Attempt) -> Stats:
         order, loader = open_stream(index, settings, described, process)
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
-        progress = _resume(step, folder, _digest(attempt), process)
+        saving = stack.enter_context(
+            Checkpointer(
+                *(folder / "checkpoints", _digest(attempt), step.net, step.optimizer),
+                *(settings.checkpoint, process, folder / "metrics.jsonl"),
+            )
+        )
+        progress = saving.resume()
         metrics = None
         if process.leads:
             metrics = stack.enter_context(Metrics(folder / "metrics.jsonl", progress.step))
         batches = stack.enter_context(closing(loader.batches(progress.step, steps)))
         window = Window()
-        saved = progress.step
         while progress.step < steps:
             asked = time.monotonic()
             batch = next(batches)
@@ -81,17 +84,10 @@ def train(attempt: Attempt) -> Stats:
                 )
             attempt.progress(progress.step * settings.batch, steps * settings.batch, "samples")
             (stop,) = process.any(bool(attempt.stop))
-            if (
-                stop
-                or progress.step == steps
-                or progress.step % settings.checkpoint.every_steps == 0
-            ):
-                _save(step, folder / "checkpoints", _digest(attempt), progress)
-                saved = progress.step
+            saving.after_step(progress, now=stop or progress.step == steps)
             if stop and progress.step < steps:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
                 raise Stopped(f"at step {progress.step}")
-        assert saved == steps
         if process.leads:
             save_model(attempt.folder, step.net, described, settings.data.margin)
         process.wait()
@@ -107,27 +103,3 @@ def _digest(attempt: Attempt) -> str:
     """Names what the weights depend on: settings and data."""
     reads = [[ref, attempt.run.identity(ref)] for ref in attempt.task.reads]
     return digest({"settings": attempt.settings.identity(), "reads": reads})
-
-
-def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Progress:
-    checkpoints = folder / "checkpoints"
-    if process.leads:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        aside = checkpoint.set_aside(checkpoints, digest, folder / "metrics.jsonl")
-        if aside is not None:
-            log.info("checkpoints of another configuration or dataset are now in %s", aside)
-    process.wait()
-    found = checkpoint.latest(checkpoints, digest)
-    if found is None:
-        return Progress()
-    progress = checkpoint.load(found, step.net, step.optimizer)
-    log.info("going on from %s", found)
-    return progress
-
-
-def _save(step: TrainStep, folder: Path, digest: str, progress: Progress) -> None:
-    """Write a checkpoint; every process waits for it."""
-    if step.process.leads:
-        keep = step.settings.checkpoint.keep
-        checkpoint.save(folder, digest, progress, step.net, step.optimizer, keep=keep)
-    step.process.wait()
