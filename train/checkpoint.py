@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -135,7 +136,7 @@ class Checkpointer:
             if fault is None:
                 assert isinstance(said, Checkpoint)
                 self._load(path)
-                self._lead(lambda: self._folder.put_by(passed))
+                self._lead(partial(self._tidy, passed, said.progress.step))
                 self._say(logging.INFO, "going on from %s", path)
                 self._published = said.progress.step
                 self._last_began = time.monotonic()
@@ -275,6 +276,10 @@ class Checkpointer:
             raise error
         if failed:
             raise SaveFailed(f"{path}: another process could not load it; its log says why")
+
+    def _tidy(self, damaged: list[Path], step: int) -> None:
+        self._folder.put_by(damaged)
+        self._folder.prune(step)
 
     def _take_lock(self) -> str:
         self._folder.path.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ class CheckpointFolder:
         self._milestones = keep_every_steps
 
     def publish(self, temporary: Path, checkpoint: Checkpoint) -> Path:
-        """Make a folder whose files are on the disk a checkpoint; delete what has had its day."""
+        """Make a folder whose files are on the disk a checkpoint, and delete old ones."""
         self._await(temporary / name for name in checkpoint.sha256)
         files.write_atomic(temporary / MARKER, checkpoint.to_json())
         files.fsync(temporary)
@@ -90,18 +90,19 @@ class CheckpointFolder:
             self._delete(final)
         temporary.rename(final)
         files.fsync(self.path)
-        kept = 0
-        for path, other in self._newest_first():
-            if other > step:
-                continue
-            kept += 1
-            milestone = self._milestones != "never" and other % self._milestones == 0
-            if kept > self._keep and not milestone:
-                try:
-                    self._delete(path)
-                except OSError as error:
-                    log.warning("%s cannot be deleted (%s)", path, error.strerror)
+        self.prune(step)
         return final
+
+    def prune(self, step: int) -> None:
+        """Delete what has had its day of the checkpoints up to a step's, which is sound."""
+        older = [(path, other) for path, other in self._newest_first() if other <= step]
+        for path, other in older[self._keep :]:
+            if self._milestones != "never" and other % self._milestones == 0:
+                continue
+            try:
+                self._delete(path)
+            except OSError as error:
+                log.warning("%s cannot be deleted (%s)", path, error.strerror)
 
     def find(self, digest: str, *also: Path) -> list[tuple[Path, Checkpoint | str]]:
         """Checkpoints of a configuration, newest first, each with what it says or its fault.

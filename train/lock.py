@@ -77,7 +77,7 @@ class RunLock:
     def _acquire(self) -> None:
         first: dict[str, Any] | None = None
         since = time.monotonic()
-        while not files.publish_once(self._path, _payload(self._me, 0)):
+        while not self._created():
             if (holder := _read(self._path)) is None:
                 # Released just now, or of no use to anyone.
                 if self._path.exists() and time.monotonic() - since > self._stale_s:
@@ -90,6 +90,17 @@ class RunLock:
                 self._take_from(first)
                 first = None
             time.sleep(_POLL_S if first is None or _is_here(first) else self._beat_s / 5)
+
+    def _created(self) -> bool:
+        try:
+            if self._path.exists() or not files.publish_once(self._path, _payload(self._me, 0)):
+                return False
+        except FileNotFoundError:  # the new holder has just cleaned up
+            return False
+        for leftover in self._path.parent.glob(f".{self._path.name}.*"):
+            if (found := _read(leftover)) is None or found["token"] != self._me["token"]:
+                leftover.unlink(missing_ok=True)
+        return True
 
     def _is_dead(self, holder: dict[str, Any], silent_s: float) -> bool:
         if _is_here(holder):
@@ -112,7 +123,7 @@ class RunLock:
             os.link(taken, self._path)  # of a trainer that was quicker
         else:
             log.warning("%s did not end properly; its lock is taken over", _name(holder))
-        taken.unlink()
+        taken.unlink(missing_ok=True)
 
     def _refusal(self, holder: dict[str, Any]) -> RunInUse:
         return RunInUse(

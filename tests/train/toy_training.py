@@ -65,7 +65,7 @@ class Toy:
         return self.process.sum(loss.item())[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that decides the future, whole, by name; equal in all processes but buffers."""
+        """All that decides the future, whole, by name; but for buffers equal in all processes."""
         options = StateDictOptions(full_state_dict=True)
         model, optimizer = get_state_dict(self.net, self.optimizer, options=options)
         found = {f"model.{name}": value for name, value in model.items()}
