@@ -16,7 +16,6 @@ import socket
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +44,6 @@ class Tally:
     """Those that left a checkpoint half-written."""
     lost: list[int] = field(default_factory=list)
     """Steps that had to be done again after each kill."""
-    ended: int = 0
-    """Trainers that came to their end before they could be killed."""
 
 
 class Reporting(Attempt):
@@ -130,30 +127,30 @@ class Trainers:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 assert os.waitstatus_to_exitcode(status) == 0, self._logs()
-                self._bury(pid)
+                for other in set(self.pids) - {pid}:
+                    assert os.waitpid(other, 0)[1] == 0, self._logs()
+                os.close(self._reads)
                 return False
         return True
 
-    def kill(self, dice: random.Random) -> None:
-        """SIGKILL to one rank, then to the others."""
+    def kill(self, dice: random.Random) -> list[int]:
+        """SIGKILL to one rank, then to the others; the last steps that they did."""
         first = dice.choice(self.pids)
         os.kill(first, signal.SIGKILL)
         time.sleep(dice.uniform(0, 0.05) if len(self.pids) > 1 else 0)
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
-        self._bury()
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+        steps = self.steps()
+        os.close(self._reads)
+        return steps
 
     def wait(self) -> None:
         """Until all have ended; raises if one failed."""
         while self.running():
             self.steps()
             time.sleep(0.01)
-
-    def _bury(self, already: int = 0) -> None:
-        for pid in self.pids:
-            if pid != already:
-                os.waitpid(pid, 0)
-        os.close(self._reads)
 
     def _logs(self) -> str:
         return "\n".join(path.read_text()[-2000:] for path in sorted(self.out.glob("*.log")))
@@ -166,43 +163,38 @@ def disturbed(packed: Path, run: Path, steps: int, ranks: int, kills: int, seed:
     reached: int | None = None  # by the trainer that was killed last
     while tally.kills < kills:
         trainers = Trainers(packed, run, steps, ranks)
-        at = time.monotonic() + dice.uniform(0.1, 2.0)
-        aimed = tally.kills % 2 == 1
-        resumed: int | None = None
-        done = 0
-        for told in _until(trainers, at, aimed, dice):
-            if resumed is None:
-                resumed = told[0] - 1
-            done = told[-1]
-        if resumed is not None and reached is not None:
-            tally.lost.append(max(0, reached - resumed))
-        if resumed is not None:
-            reached = done
-        if not trainers.pids:
-            tally.ended += 1
-            return tally
+        after_steps = dice.randrange(4 * EVERY)
+        told = _kill(trainers, after_steps, dice, aimed=tally.kills % 2 == 1)
+        if told is None:
+            break
         tally.kills += 1
-        print(f"kill {tally.kills}: from step {resumed} to {done}", file=sys.stderr)
-        tally.while_saving += bool(list(trainers.checkpoints.glob(".step-*")))
+        tally.while_saving += any(trainers.checkpoints.glob(".step-*"))
+        if told:
+            resumed = told[0] - 1
+            tally.lost += [] if reached is None else [max(0, reached - resumed)]
+            reached = told[-1]
+            print(f"kill {tally.kills}: from step {resumed} to {reached}", file=sys.stderr)
     return tally
 
 
-def _until(trainers: Trainers, at: float, aimed: bool, dice: random.Random) -> Iterator[list[int]]:
-    """Steps that trainers do until they are killed, or end and are no more."""
+def _kill(
+    trainers: Trainers, after_steps: int, dice: random.Random, *, aimed: bool
+) -> list[int] | None:
+    """Kill after some steps, at the next save if `aimed`; the steps done, None if all are."""
+    told: list[int] = []
     while trainers.running():
-        if told := trainers.steps():
-            yield told
-        saving = aimed and any(trainers.checkpoints.glob(".step-*"))
-        if time.monotonic() > at and (saving or not aimed):
-            if saving:
-                time.sleep(dice.uniform(0, 0.01))
-            trainers_told = trainers.steps()
-            trainers.kill(dice)
-            if trainers_told:
-                yield trainers_told
-            return
+        told += trainers.steps()
+        if len(told) >= after_steps:
+            if not aimed:
+                time.sleep(dice.uniform(0, 0.5 if after_steps == 0 else 0.02))
+            elif any(trainers.checkpoints.glob(".step-*")):
+                time.sleep(dice.uniform(0, 0.02))
+            else:
+                time.sleep(0.0005)
+                continue
+            return told + trainers.kill(dice)
         time.sleep(0.0005)
-    trainers.pids.clear()
+    return None
 
 
 def measure(folder: Path, *, kills: int, ranks: int, steps: int, seed: int = 0) -> Tally:
@@ -216,11 +208,12 @@ def measure(folder: Path, *, kills: int, ranks: int, steps: int, seed: int = 0) 
     last = Trainers(packed, folder / "loud", steps, ranks)
     last.wait()
     same = sha256(last.out / "0/model.safetensors") == sha256(quiet.out / "0/model.safetensors")
+    assert tally.kills == kills, f"all steps were done after {tally.kills} kills"
     assert same, "the final weights differ from those of the undisturbed training"
     left = sorted(path.name for path in last.checkpoints.iterdir())
     assert left == [f"step-{step:010d}" for step in (steps - EVERY, steps)], left
     # Of the interval that a kill ends, and of the one whose checkpoint was still being written.
-    assert max(tally.lost, default=0) < 2 * EVERY, tally
+    assert max(tally.lost, default=0) <= 2 * EVERY, tally
     return tally
 
 

@@ -161,8 +161,7 @@ class Checkpointer:
         """
         step = progress.step
         clock = time.monotonic() - self._last_began > 60 * self._settings.every_minutes
-        unfinished = self._save is not None and not _done(self._save.work)
-        due, unfinished = self._process.any(clock and self._process.leads, unfinished)
+        due, unfinished = self._process.any(clock and self._process.leads, not self.idle)
         if self._save is not None and not unfinished:
             self._advance(step)
         due = due or step % self._settings.every_steps == 0
@@ -174,6 +173,11 @@ class Checkpointer:
             self.finish(step)
             if self._published != step:
                 raise SaveFailed(self._failure)
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process has nothing to do for the save under way, if there is one."""
+        return self._save is None or _done(self._save.work)
 
     def finish(self, step: int | None = None) -> None:
         """Return when no save is under way."""
@@ -244,11 +248,12 @@ class Checkpointer:
         fatal, reason = max(reasons)
         if fatal:
             raise SaveFailed(reason)
-        last = "none" if self._published is None else f"that of step {self._published}"
+        stays = "none is there yet"
+        if self._published is not None:
+            stays = f"that of step {self._published} stays"
         self._failure = (
             f"{self._folder.path}: the checkpoint of step {save.progress.step} could not be "
-            f"written: {reason}; the newest one is {last}. Make room there, or lower "
-            "train.checkpoint.keep"
+            f"written: {reason}; {stays}. Make room there, or lower train.checkpoint.keep"
         )
         left = self._settings.max_failed_saves - self._failed_in_a_row
         if left < 0:

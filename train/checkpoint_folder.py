@@ -53,22 +53,21 @@ class Checkpoint:
     def to_json(self) -> str:
         """The text of `state.json`."""
         content = {"format": _FORMAT, **asdict(self)}
-        return json.dumps({**content, "self": digest_of(content)}, indent=1)
+        return _dump({**content, "self": digest_of(content)})
 
     @classmethod
     def from_json(cls, text: str) -> Checkpoint:
-        """Raises `ValueError` unless the text is exactly what `to_json` gave."""
+        """Raises `ValueError` unless the text is, to the byte, what `to_json` gave."""
         content: Any = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError("not a checkpoint of this program's version")
+        if _dump(content) != text or content.pop("self", "") != digest_of(content):
+            raise ValueError(f"{MARKER} is damaged")
         try:
             progress = Progress(**content["progress"])
-            read = cls(content["digest"], progress, content["world"], content["sha256"])
+            return cls(content["digest"], progress, content["world"], content["sha256"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a checkpoint's description: {error}") from None
-        if read.to_json() != text:
-            raise ValueError(f"{MARKER} is damaged")
-        return read
+            raise ValueError(f"not a checkpoint of this program's version: {error}") from None
 
 
 class CheckpointFolder:
@@ -179,6 +178,10 @@ def faults(path: Path, sha256: Mapping[str, str]) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1)
 
 
 def _name(step: int) -> str:

@@ -166,11 +166,11 @@ class TrainingState:
         if not self._process.leads:
             # Statistics of normalisation differ between processes; those of the leading one count,
             # as they do in training.
-            buffers = {name.removeprefix("module.") for name, _ in self._model.named_buffers()}
+            buffers = {b.data_ptr() for b in self._model.buffers() if not isinstance(b, DTensor)}
             state["model"] = {
                 name: value
                 for name, value in state["model"].items()
-                if name not in buffers or isinstance(value, DTensor)
+                if isinstance(value, DTensor) or value.data_ptr() not in buffers
             }
         return state
 

@@ -144,7 +144,7 @@ def test_a_disk_that_refuses_loses_nothing_and_ends_training_when_it_stays_so(
         assert _steps(tmp_path) == [1]
         assert not list(tmp_path.glob(".step-*")), "what was written of it makes no room"
         assert "the checkpoint of step 2 could not be written: [Errno 27] File too" in caplog.text
-        assert "the newest one is that of step 1. Make room there, or lower" in caplog.text
+        assert "that of step 1 stays. Make room there, or lower" in caplog.text
         small_files(None)
         step(4)
         small_files(4000)
