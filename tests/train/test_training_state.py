@@ -10,6 +10,7 @@ import torch
 
 from tests.train.toy_training import Toy, alone, group, on_ranks
 from train.checkpoint import Progress
+from train.distributed import Process
 from train.training_state import TrainingState
 
 KINDS = (("plain", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp", 4))
@@ -128,3 +129,22 @@ def test_torch_reads_a_checkpoint_without_us(tmp_path: Path) -> None:
         dcp_to_torch_save(tmp_path / "step-0000000001", tmp_path / "whole.pt")
     model = torch.load(tmp_path / "whole.pt", weights_only=True)["model"]
     assert torch.equal(model["last.weight"], toy.net.last.weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_state_is_copied_into_pinned_memory_of_its_moment(tmp_path: Path) -> None:
+    process = Process(0, 1, torch.device("cuda", 0))
+    toy = Toy("plain", process, width=2000)
+    toy.step(0)
+    moment = toy.tensors()
+    with toy.checkpointer(tmp_path, every_steps=1) as saving:
+        saving.after_step(Progress(1))
+        toy.step(1)  # goes on at once, while the copy is written
+    share = TrainingState(toy.net, toy.optimizer, process).copy()
+    assert all(value.is_pinned() for value in share.data.values())
+    for other in (Toy("plain", process, width=2000), Toy("plain", alone(), width=2000)):
+        with other.checkpointer(tmp_path) as saving:
+            assert saving.resume() == Progress(1)
+        loaded = other.tensors()
+        assert all(torch.equal(loaded[name].cpu(), moment[name].cpu()) for name in moment)

@@ -43,7 +43,7 @@ class Toy:
     def __init__(self, kind: str, process: Process, width: int = 7) -> None:
         self.process = process
         torch.manual_seed(0)
-        self.net = Net(width)
+        self.net = Net(width).to(process.device)
         self.forward: nn.Module = self.net
         if kind == "ddp":
             self.forward = DistributedDataParallel(self.net)
@@ -58,6 +58,7 @@ class Toy:
         part = BATCH // self.process.world
         first = self.process.rank * part
         x = torch.randn(BATCH, 5, generator=dice)[first : first + part]
+        x = x.to(self.process.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss = (self.forward(x) - x[:, :3]).square().mean()
         loss.backward()
