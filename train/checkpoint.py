@@ -1,132 +1,346 @@
-"""Saved training states that survive kill -9 at any moment.
+"""Checkpoints while training goes on: when, by whom, and what becomes of one that fails.
 
-A checkpoint is a folder `step-NNNNNNNNNN`. Its files are written into a folder of another name and
-forced to the disk; `state.json`, written last, lists their checksums; one rename makes it a
-checkpoint. Reading takes the newest one whose checksums hold.
+In the step, state is copied into host memory. A thread of each process then writes its share, reads
+it back and hashes it; threads never communicate. Processes compare notes between steps, in the
+training thread, where all of them stand at the same line: so no collective can meet another out of
+order, and a failed save is seen by all at one step. When all shares are on the disk, the leading
+process's thread publishes the checkpoint. One save is under way at a time.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import nn
 
 from pipeline import files
+from pipeline.config import UserError
+from train.checkpoint_folder import (
+    Checkpoint,
+    CheckpointFolder,
+    Progress,
+    faults,
+    temporary_name,
+)
+from train.distributed import Process
+from train.lock import RunLock
+from train.settings import CheckpointSettings
+from train.training_state import Share, TrainingState, Written
+
+__all__ = ["CheckpointDamaged", "Checkpointer", "Progress", "SaveFailed"]
 
 log = logging.getLogger(__name__)
 
-MARKER = "state.json"
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training is. All else that decides its future is in the weights and the optimiser."""
-
-    step: int = 0
-    """Steps done, skipped ones included; the next step to do."""
-    skipped: int = 0
-    """Steps whose update was left out, their loss or gradient not being finite."""
-    substituted: int = 0
-    """Samples that stood in for one that could not be decoded."""
+class SaveFailed(UserError):
+    """The state of training cannot be saved."""
 
 
-def save(
-    folder: Path,
-    digest: str,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of a step and delete all but the `keep` newest ones.
+class CheckpointDamaged(UserError):
+    """There are checkpoints, and none of them can be used."""
 
-    `digest` names the configuration and data; `latest` finds only checkpoints of the same one.
+    exit_code = 5
+
+
+@dataclass
+class _Save:
+    """The save under way: first every process writes, then the leading one publishes."""
+
+    progress: Progress
+    temporary: Path
+    share: Share
+    work: Future[Any] | None
+    """What this process's thread does now."""
+    publishes: bool = False
+    held_up_s: float = 0.0
+    """How long training stood still for it."""
+    began: float = field(default_factory=time.monotonic)
+
+
+class Checkpointer:
+    """Saves and restores a model and its optimiser; every process of the run has one.
+
+    Holds the run's lock between entry and exit. Except for exit, all methods are called by all
+    processes at the same point of their work. `digest` names configuration and data: checkpoints of
+    another one are moved out of the way, with the files `also`.
     """
-    final = folder / f"step-{progress.step:010d}"
-    temporary = folder / f".{final.name}.{files.attempt_name()}"
-    temporary.mkdir(parents=True)
-    try:
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        checksums = {path.name: files.reread_sha256(path) for path in files.walk(temporary)}
-        state = {"digest": digest, "progress": asdict(progress), "sha256": checksums}
-        files.write_atomic(temporary / MARKER, json.dumps(state, indent=1))
-        if final.exists():  # damaged, or it would have been resumed
-            shutil.rmtree(final)
-        temporary.rename(final)
-        files.fsync(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in list(_newest_first(folder))[keep:]:
-        shutil.rmtree(old)
-    return final
 
-
-def latest(folder: Path, digest: str) -> Path | None:
-    """The newest whole checkpoint of this configuration; damaged ones are passed over."""
-    for path in _newest_first(folder):
-        if (state := _state(path)) is None:
-            log.warning("%s is damaged; going on from the checkpoint before it", path)
-        elif state["digest"] == digest:
-            return path
-    return None
-
-
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint's state into `model` and `optimizer`, in place."""
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    state: dict[str, Any] = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state)
-    return Progress(**json.loads((path / MARKER).read_text())["progress"])
-
-
-def set_aside(folder: Path, digest: str, *also: Path) -> Path | None:
-    """Move the checkpoints of another configuration, and the files `also`, out of the way.
-
-    They may be days of work, so they are not deleted. Returns where they went, None if there were
-    none. What a killed process left half-written is deleted.
-    """
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside: Path | None = None
-    for path in list(_newest_first(folder)):
-        state = _state(path, verify=False)
-        if state is None or state["digest"] == digest:
-            continue
-        aside = folder / f"set-aside-{state['digest'][:12]}"
-        aside.mkdir(exist_ok=True)
-        if (aside / path.name).exists():
-            shutil.rmtree(aside / path.name)
-        path.rename(aside / path.name)
-    if aside is not None:
-        for path in also:
-            if path.exists():
-                path.replace(aside / path.name)
-    return aside
-
-
-def _newest_first(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("step-*"), reverse=True)
-
-
-def _state(path: Path, *, verify: bool = True) -> Mapping[str, Any] | None:
-    """A checkpoint's marker, or None unless it and, if `verify`, every file it lists are whole."""
-    try:
-        state: Mapping[str, Any] = json.loads((path / MARKER).read_text())
-        whole = not verify or all(
-            files.sha256(path / name) == checksum for name, checksum in state["sha256"].items()
+    def __init__(
+        self,
+        folder: Path,
+        digest: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: CheckpointSettings,
+        process: Process,
+        *also: Path,
+    ) -> None:
+        self._settings = settings
+        self._process = process
+        self._digest = digest
+        self._also = also
+        self._state = TrainingState(model, optimizer, process)
+        self._folder = CheckpointFolder(
+            folder, keep=settings.keep, keep_every_steps=settings.keep_every_steps
         )
-        return state if whole and isinstance(state["digest"], str) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._lock: RunLock | None = None
+        self._token = ""
+        self._save: _Save | None = None
+        self._published: int | None = None
+        self._failed_in_a_row = 0
+        self._failure = ""
+        self._last_began = time.monotonic()
+
+    def __enter__(self) -> Checkpointer:
+        self._token = self._lead(self._take_lock)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for this process's thread; what not all processes have written is given up."""
+        if error is None:
+            self.finish()
+        self._thread.shutdown(wait=True)
+        if self._save is not None and not self._save.publishes and self._process.leads:
+            self._folder.forget(self._save.temporary)
+        if self._lock is not None:
+            self._lock.release()
+
+    def resume(self) -> Progress:
+        """Load the newest whole checkpoint, the same one in all processes; `Progress()` if none.
+
+        Damaged ones are passed over with a warning and put by. Raises `CheckpointDamaged` if there
+        are checkpoints but none is whole: training never starts anew by itself then.
+        """
+        self.finish()
+        passed: list[Path] = []
+        for path, said in self._lead(lambda: self._folder.find(self._digest, *self._also)):
+            fault = said if isinstance(said, str) else self._fault(path, said)
+            if fault is None:
+                assert isinstance(said, Checkpoint)
+                self._load(path)
+                self._lead(partial(self._tidy, passed, said.progress.step))
+                self._say(logging.INFO, "going on from %s", path)
+                self._published = said.progress.step
+                self._last_began = time.monotonic()
+                return said.progress
+            self._say(
+                logging.WARNING, "%s: %s; going on from the checkpoint before it", path, fault
+            )
+            passed.append(path)
+        if passed:
+            raise CheckpointDamaged(
+                f"{self._folder.path}: none of the {len(passed)} checkpoints is whole (the log says"
+                " what is wrong with each); restore one, or move them away to start anew"
+            )
+        return Progress()
+
+    def after_step(self, progress: Progress, *, now: bool = False) -> None:
+        """Save if it is time to, or if told to `now`; then return only when it is published.
+
+        Else what takes time goes on in the background. `now` is equal in all processes. Raises
+        `SaveFailed` when more than `max_failed_saves` in a row have failed, or one that was asked
+        for `now`.
+        """
+        step = progress.step
+        clock = time.monotonic() - self._last_began > 60 * self._settings.every_minutes
+        due, unfinished = self._process.any(clock and self._process.leads, not self.idle)
+        if self._save is not None and not unfinished:
+            self._advance(step)
+        due = due or step % self._settings.every_steps == 0
+        if self._settings.keep_every_steps != "never":
+            due = due or step % self._settings.keep_every_steps == 0
+        if (due or now) and not self._has(step):
+            self._begin(progress)
+        if now:
+            self.finish(step)
+            if self._published != step:
+                raise SaveFailed(self._failure)
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process has nothing to do for the save under way, if there is one."""
+        return self._save is None or _done(self._save.work)
+
+    def finish(self, step: int | None = None) -> None:
+        """Return when no save is under way."""
+        while self._save is not None:
+            if self._save.work is not None:
+                wait([self._save.work])
+            self._advance(step)
+
+    def _begin(self, progress: Progress) -> None:
+        began = time.monotonic()
+        if (before := self._save) is not None:
+            self.finish(progress.step)
+            self._say(
+                logging.WARNING,
+                "the checkpoint of step %d waited %.1f s for that of step %d to be written; "
+                "raise train.checkpoint.every_steps, or use a faster disk",
+                *(progress.step, time.monotonic() - began, before.progress.step),
+            )
+        self._last_began = time.monotonic()
+        share = self._state.copy()
+        temporary = self._folder.path / temporary_name(progress.step, self._token)
+        work = self._thread.submit(share.write, temporary)
+        held_up_s = time.monotonic() - began
+        self._save = _Save(progress, temporary, share, work, False, held_up_s, began)
+
+    def _advance(self, step: int | None) -> None:
+        """Take the save one stage further; no process's thread is at work on it any more."""
+        save = self._save
+        assert save is not None
+        error = save.work.exception() if save.work is not None else None
+        (failed,) = self._process.any(error is not None)
+        if failed:
+            self._save = None
+            self._give_up(save, error)
+        elif not save.publishes:
+            parts = self._gather(save.work.result() if save.work else None)
+            save.publishes = True
+            save.work = None
+            if self._process.leads:
+                save.work = self._thread.submit(self._publish, save, parts)
+        else:
+            self._save = None
+            self._failed_in_a_row = 0
+            self._published = save.progress.step
+            self._say(
+                logging.INFO,
+                "checkpoint of step %d published%s: %.2f s in all, training stood still %.3f s",
+                save.progress.step,
+                "" if step is None else f" at step {step}",
+                *(time.monotonic() - save.began, save.held_up_s),
+            )
+
+    def _publish(self, save: _Save, parts: list[Written]) -> None:
+        assert self._lock is not None
+        index = save.share.finish(save.temporary, parts)
+        sha256 = {name: digest for part in [*parts, index] for name, digest in part.sha256.items()}
+        self._lock.check()
+        self._folder.publish(
+            save.temporary, Checkpoint(self._digest, save.progress, self._process.world, sha256)
+        )
+
+    def _give_up(self, save: _Save, error: BaseException | None) -> None:
+        """All processes know that a save failed: warn, or end training."""
+        self._failed_in_a_row += 1
+        reasons = [reason for reason in self._gather_all(_reason(error)) if reason is not None]
+        if self._process.leads:
+            self._folder.forget(save.temporary)
+        fatal, reason = max(reasons)
+        if fatal:
+            raise SaveFailed(reason)
+        stays = "none is there yet"
+        if self._published is not None:
+            stays = f"that of step {self._published} stays"
+        self._failure = (
+            f"{self._folder.path}: the checkpoint of step {save.progress.step} could not be "
+            f"written: {reason}; {stays}. Make room there, or lower train.checkpoint.keep"
+        )
+        left = self._settings.max_failed_saves - self._failed_in_a_row
+        if left < 0:
+            raise SaveFailed(f"{self._failure}; {self._failed_in_a_row} in a row failed")
+        self._say(logging.WARNING, "%s. %d more may fail before training ends", self._failure, left)
+
+    def _has(self, step: int) -> bool:
+        under_way = self._save.progress.step if self._save is not None else None
+        return step in (under_way, self._published)
+
+    def _fault(self, path: Path, said: Checkpoint) -> str | None:
+        """What is wrong with a checkpoint's files, each of which one process reads."""
+        names = sorted(said.sha256)[self._process.rank :: self._process.world]
+        found = self._gather_all(faults(path, {name: said.sha256[name] for name in names}))
+        return next((fault for fault in found if fault is not None), None)
+
+    def _load(self, path: Path) -> None:
+        error: BaseException | None = None
+        try:
+            self._state.load(path)
+        except Exception as caught:
+            error = caught
+        (failed,) = self._process.any(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise SaveFailed(f"{path}: another process could not load it; its log says why")
+
+    def _tidy(self, damaged: list[Path], step: int) -> None:
+        self._folder.put_by(damaged)
+        self._folder.prune(step)
+
+    def _take_lock(self) -> str:
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self._folder.path / "lock.json")
+        return files.attempt_name()
+
+    def _lead(self, work: Callable[[], T]) -> T:
+        """What the leading process's `work` returns or raises, in all processes."""
+        outcome: list[Any] = [None, None]
+        if self._process.leads:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        if self._process.world > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def _gather(self, part: Written | None) -> list[Written]:
+        """The parts of all processes, in the leading one."""
+        assert part is not None
+        if self._process.world == 1:
+            return [part]
+        parts: list[Any] = [None] * self._process.world
+        dist.gather_object(part, parts if self._process.leads else None)
+        return parts
+
+    def _gather_all(self, value: T) -> list[T]:
+        """The values of all processes, in all of them."""
+        if self._process.world == 1:
+            return [value]
+        values: list[Any] = [None] * self._process.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def _say(self, level: int, message: str, *values: object) -> None:
+        if self._process.leads:
+            log.log(level, message, *values)
+
+
+def _done(work: Future[Any] | None) -> bool:
+    return work is None or work.done()
+
+
+def _reason(error: BaseException | None) -> tuple[bool, str] | None:
+    """Whether training must end, and why; the system's words where there are any."""
+    if error is None:
         return None
+    if isinstance(error, UserError):
+        return True, str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return False, str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return False, f"{type(error).__name__}: {error}"

@@ -17,11 +17,10 @@ from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
-from train import checkpoint, distributed, initial_weights, page, towers, trackers
-from train.checkpoint import Progress
+from train import distributed, initial_weights, page, towers, trackers
+from train.checkpoint import Checkpointer, Progress
 from train.data.index import Index
 from train.data.stream import open_index, open_stream
-from train.distributed import Process
 from train.metrics import Metrics, Window, describe, row
 from train.model import save_model
 from train.settings import TrainSettings
@@ -53,7 +52,13 @@ def train(attempt: Attempt) -> Stats:
         order, loader = open_stream(index, settings, described, process)
         step = TrainStep(settings, steps, described, process)
         folder = attempt.run.stage_folder("train")
-        progress = _resume(step, folder, identity, process)
+        saving = stack.enter_context(
+            Checkpointer(
+                *(folder / "checkpoints", identity, step.net, step.optimizer),
+                *(settings.checkpoint, process, folder / "metrics.jsonl"),
+            )
+        )
+        progress = saving.resume()
         if settings.init_from and not progress.step:
             initial_weights.load(Path(settings.init_from).expanduser(), step.net)
         training = {
@@ -72,7 +77,6 @@ def train(attempt: Attempt) -> Stats:
             metrics = stack.enter_context(Metrics(path, progress.step, mirrors))
         batches = stack.enter_context(closing(loader.batches(progress.step, steps)))
         window = Window()
-        saved = progress.step
         while progress.step < steps:
             asked = time.monotonic()
             batch = next(batches)
@@ -99,17 +103,10 @@ def train(attempt: Attempt) -> Stats:
             done, total = progress.step * settings.batch, steps * settings.batch
             attempt.progress(done, total, "samples", metrics.note if metrics else "")
             (stop,) = process.any(bool(attempt.stop))
-            if (
-                stop
-                or progress.step == steps
-                or progress.step % settings.checkpoint.every_steps == 0
-            ):
-                _save(step, folder / "checkpoints", identity, progress)
-                saved = progress.step
+            saving.after_step(progress, now=stop or progress.step == steps)
             if stop and progress.step < steps:
                 log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
                 raise Stopped(f"at step {progress.step}")
-        assert saved == steps
         net = step.whole_net()
         if process.leads:
             save_model(attempt.folder, net, described, settings.data.margin, training)
@@ -129,27 +126,3 @@ def _identity(attempt: Attempt, index: Index) -> str:
     if settings.init_from:
         start = files.sha256(Path(settings.init_from).expanduser())
     return digest({"settings": settings.identity(), "data": index.fingerprint, "start": start})
-
-
-def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Progress:
-    checkpoints = folder / "checkpoints"
-    if process.leads:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        aside = checkpoint.set_aside(checkpoints, digest, folder / "metrics.jsonl")
-        if aside is not None:
-            log.info("checkpoints of another configuration or dataset are now in %s", aside)
-    process.wait()
-    found = checkpoint.latest(checkpoints, digest)
-    if found is None:
-        return Progress()
-    progress = checkpoint.load(found, step.net, step.optimizer)
-    log.info("going on from %s", found)
-    return progress
-
-
-def _save(step: TrainStep, folder: Path, digest: str, progress: Progress) -> None:
-    """Write a checkpoint; every process waits for it."""
-    if step.process.leads:
-        keep = step.settings.checkpoint.keep
-        checkpoint.save(folder, digest, progress, step.net, step.optimizer, keep=keep)
-    step.process.wait()

@@ -130,12 +130,21 @@ class OptimSettings(Settings):
 class CheckpointSettings(Settings):
     """When the state of training is saved, and how much of it is kept."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"every_steps", "keep"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"every_steps", "every_minutes", "keep", "keep_every_steps", "max_failed_saves"}
+    )
 
     every_steps: int = Field(default=1000, ge=1)
     """Steps between checkpoints; one more is written when training is told to stop."""
+    every_minutes: float = Field(default=15.0, gt=0)
+    """Minutes after the last checkpoint at which one is written even if fewer steps were done."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints that stay."""
+    keep_every_steps: Annotated[int, Field(ge=1)] | Literal["never"] = "never"
+    """Steps between checkpoints that stay for ever, besides the newest ones."""
+    max_failed_saves: int = Field(default=3, ge=0)
+    """Checkpoints in a row that may fail to be written, on a full disk for one; one more ends the
+    run."""
 
 
 class TrainSettings(OptimSettings):

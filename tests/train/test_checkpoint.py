@@ -1,115 +1,325 @@
-"""Checkpoints: whole or not there, newest first, of one configuration."""
+"""Checkpoints while training goes on: when, beside what, and what becomes of failures."""
 
 from __future__ import annotations
 
-import json
+import errno
+import logging
+import os
+import random
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from train import checkpoint
-from train.checkpoint import MARKER, Progress
-
-
-def _trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = nn.Linear(4, 3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    for step in range(steps):
-        optimizer.zero_grad()
-        model(torch.full((2, 4), float(step))).square().sum().backward()
-        optimizer.step()
-    return model, optimizer
+from pipeline import files
+from pipeline.config import UserError
+from tests.train.toy_training import Toy, alone, group, on_ranks
+from train.checkpoint import CheckpointDamaged, Progress, SaveFailed
+from train.checkpoint_folder import MARKER
+from train.distributed import Process
+from train.lock import RunInUse
 
 
-def _save(folder: Path, step: int, *, digest: str = "one", keep: int = 2) -> Path:
-    model, optimizer = _trained(step)
-    return checkpoint.save(folder, digest, Progress(step, 1, 2), model, optimizer, keep=keep)
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in folder.glob("step-*"))
 
 
-def test_what_is_saved_comes_back_and_training_goes_on_alike(tmp_path: Path) -> None:
-    _save(tmp_path, 3)
-    found = checkpoint.latest(tmp_path, "one")
-    assert found is not None
-    model, optimizer = _trained(0)
-    assert checkpoint.load(found, model, optimizer) == Progress(3, 1, 2)
-    optimizer.zero_grad()
-    model(torch.full((2, 4), 3.0)).square().sum().backward()
-    optimizer.step()
-    expected, _ = _trained(4)
-    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(one, other)
+def _train(toy: Toy, folder: Path, first: int, last: int, **settings: object) -> list[float]:
+    """Steps `first` to `last` - 1, with what checkpoints are due, ending in one; the losses."""
+    losses = []
+    with toy.checkpointer(folder, **settings) as saving:
+        assert saving.resume().step == first
+        for number in range(first, last):
+            losses.append(toy.step(number))
+            saving.after_step(Progress(number + 1), now=number + 1 == last)
+    return losses
 
 
-def test_only_the_newest_stay(tmp_path: Path) -> None:
-    for step in (2, 9, 10, 100):
-        _save(tmp_path, step)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-0000000010",
-        "step-0000000100",
-    ]
+class Held:
+    """A disk that forces nothing down until it is let."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.let = threading.Event(), threading.Event()
+        real = files.reread_sha256
+
+        def reread(path: Path) -> str:
+            self.reached.set()
+            assert self.let.wait(60)
+            return real(path)
+
+        monkeypatch.setattr(files, "reread_sha256", reread)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", MARKER])
-@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "empty"])
-def test_a_torn_newest_falls_back(tmp_path: Path, name: str, harm: str) -> None:
-    before, newest = _save(tmp_path, 2), _save(tmp_path, 4)
-    path = newest / name
-    data = bytearray(path.read_bytes())
-    if harm == "cut":
-        path.write_bytes(data[:-7])
-    elif harm == "flip":
-        data[len(data) // 2] ^= 0xFF
-        path.write_bytes(data)
-    elif harm == "empty":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
-    assert checkpoint.latest(tmp_path, "one") == before
-    # The same step is written again over the damaged one.
-    assert checkpoint.latest(tmp_path, "one") != _save(tmp_path, 4)
-    assert checkpoint.latest(tmp_path, "one") == newest
-
-
-def test_an_attempt_that_was_killed_leaves_nothing_that_counts(
+def test_training_goes_on_while_a_checkpoint_of_its_moment_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = _save(tmp_path, 2)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for name in ("save_file", "files.reread_sha256", "files.write_atomic"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"train.checkpoint.{name}", killed)
-            with pytest.raises(KeyboardInterrupt):
-                _save(tmp_path, 4)
-        assert checkpoint.latest(tmp_path, "one") == before
-    leftover = tmp_path / ".step-0000000004.host-1-abc"
-    leftover.mkdir()
-    checkpoint.set_aside(tmp_path, "one")
-    assert not leftover.exists()
-
-
-def test_those_of_another_configuration_are_set_aside(tmp_path: Path) -> None:
-    old = _save(tmp_path, 6, digest="other-configuration")
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text("{}\n")
-    assert checkpoint.latest(tmp_path, "one") is None
-    aside = checkpoint.set_aside(tmp_path, "one", metrics)
-    assert aside == tmp_path / "set-aside-other-config"
-    assert not old.exists()
-    assert (aside / old.name / MARKER).exists()
-    assert (aside / "metrics.jsonl").exists()
-    assert not metrics.exists()
-    newest = _save(tmp_path, 2)
-    assert checkpoint.set_aside(tmp_path, "one", metrics) is None
-    assert checkpoint.latest(tmp_path, "one") == newest
+    disk = Held(monkeypatch)
+    toy = Toy("plain", alone())
+    with toy.checkpointer(tmp_path, every_steps=3) as saving:
+        for number in range(3):
+            toy.step(number)
+            saving.after_step(Progress(number + 1))
+        moment = toy.tensors()
+        assert disk.reached.wait(10)
+        for number in range(3, 5):
+            toy.step(number)
+            saving.after_step(Progress(number + 1))
+        assert not _steps(tmp_path)
+        disk.let.set()
+        saving.finish()
+        assert _steps(tmp_path) == [3]
+    other = Toy("plain", alone())
+    with other.checkpointer(tmp_path) as saving:
+        assert saving.resume() == Progress(3)
+    loaded = other.tensors()
+    assert all(torch.equal(loaded[name], moment[name]) for name in moment)
 
 
-def test_the_optimiser_state_needs_no_pickled_code(tmp_path: Path) -> None:
-    path = _save(tmp_path, 2)
-    assert torch.load(path / "optimizer.pt", weights_only=True)["state"]
-    assert json.loads((path / MARKER).read_text())["digest"] == "one"
+def test_one_save_at_a_time_and_the_next_says_that_it_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Held(monkeypatch)
+    toy = Toy("plain", alone())
+    with toy.checkpointer(tmp_path, every_steps=1) as saving:
+        toy.step(0)
+        saving.after_step(Progress(1))
+        assert disk.reached.wait(10)
+        threading.Timer(0.3, disk.let.set).start()
+        toy.step(1)
+        saving.after_step(Progress(2))
+        assert _steps(tmp_path) == [1]
+    assert _steps(tmp_path) == [1, 2]
+    waited = [r for r in caplog.records if "waited" in r.message]
+    assert [r.levelno for r in waited] == [logging.WARNING]
+    assert "step 2 waited 0.3 s for that of step 1" in waited[0].message
+
+
+def test_time_makes_a_checkpoint_due_where_steps_do_not(tmp_path: Path) -> None:
+    toy = Toy("plain", alone())
+    with toy.checkpointer(tmp_path, every_minutes=1e-9) as saving:
+        toy.step(0)
+        saving.after_step(Progress(1))
+    assert _steps(tmp_path) == [1]
+    with toy.checkpointer(tmp_path, every_minutes=1e3) as saving:
+        saving.resume()
+        saving.after_step(Progress(2))
+    assert _steps(tmp_path) == [1]
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int | None], None]]:
+    """Sets the largest size of a file, bytes, beyond which write(2) fails; None lifts it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        soft = before[0] if size is None else size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, before[1]))
+
+    yield limit
+    limit(None)
+
+
+def test_a_disk_that_refuses_loses_nothing_and_ends_training_when_it_stays_so(
+    tmp_path: Path,
+    small_files: Callable[[int | None], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    toy = Toy("plain", alone(), width=500)
+    with toy.checkpointer(tmp_path, every_steps=1, max_failed_saves=2) as saving:
+
+        def step(number: int) -> None:
+            toy.step(number)
+            saving.after_step(Progress(number))
+            saving.finish()
+
+        step(1)
+        small_files(4000)
+        step(2)
+        step(3)
+        assert _steps(tmp_path) == [1]
+        assert not list(tmp_path.glob(".step-*")), "what was written of it makes no room"
+        assert "the checkpoint of step 2 could not be written: [Errno 27] File too" in caplog.text
+        assert "that of step 1 stays. Make room there, or lower" in caplog.text
+        small_files(None)
+        step(4)
+        small_files(4000)
+        step(5)  # counts from 1 again
+        step(6)
+        with pytest.raises(SaveFailed, match=r"step 7 .*File too large.*; 3 in a row failed"):
+            step(7)
+        small_files(None)
+    assert _steps(tmp_path) == [1, 4]
+
+
+def test_a_stop_that_cannot_be_saved_is_an_error(
+    tmp_path: Path, small_files: Callable[[int | None], None]
+) -> None:
+    toy = Toy("plain", alone(), width=500)
+    with (
+        pytest.raises(SaveFailed, match="File too large"),
+        toy.checkpointer(tmp_path, max_failed_saves=5) as saving,
+    ):
+        toy.step(0)
+        small_files(4000)
+        saving.after_step(Progress(1), now=True)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB; skips where it may not be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_with_what_is_needed_and_training_recovers(
+    tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy = Toy("plain", alone(), width=2500)  # 27,500 numbers, three times: 0.33 MB
+    with toy.checkpointer(tiny_disk, every_steps=1, keep=1) as saving:
+        for number in range(1, 5):
+            toy.step(number)
+            saving.after_step(Progress(number))
+            saving.finish()
+            if number == 1:
+                (tiny_disk / "ballast").write_bytes(bytes(500_000))
+            elif number == 3:
+                (tiny_disk / "ballast").unlink()
+    assert caplog.text.count(f"[Errno {errno.ENOSPC}] No space left on device: 0 MB to write") == 2
+    assert _steps(tiny_disk) == [4]
+
+
+def test_a_disk_that_returns_other_bytes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.reread_sha256
+
+    def reread(path: Path) -> str:
+        if path.name.endswith(".distcp"):
+            with path.open("r+b") as stream:
+                stream.seek(1000)
+                stream.write(b"\0\0\0\0\1")
+        return real(path)
+
+    monkeypatch.setattr(files, "reread_sha256", reread)
+    toy = Toy("plain", alone())
+    with (
+        pytest.raises(SaveFailed, match="the disk returned other bytes"),
+        toy.checkpointer(tmp_path) as saving,
+    ):
+        toy.step(0)
+        saving.after_step(Progress(1), now=True)
+
+
+def test_two_trainers_in_one_run_are_one_too_many(tmp_path: Path) -> None:
+    with (
+        Toy("plain", alone()).checkpointer(tmp_path),
+        pytest.raises(RunInUse, match=rf"process {os.getpid()} on .* is training in this run"),
+        Toy("plain", alone()).checkpointer(tmp_path),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_lost_the_run_publishes_nothing(tmp_path: Path) -> None:
+    toy = Toy("plain", alone())
+    with toy.checkpointer(tmp_path) as saving, pytest.raises(SaveFailed, match="was removed"):
+        toy.step(0)
+        (tmp_path / "lock.json").unlink()
+        saving.after_step(Progress(1), now=True)
+    assert not _steps(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stopped_anywhere_losses_go_on_bit_for_bit(tmp_path: Path, seed: int) -> None:
+    _stop_and_go_on("plain", alone(), tmp_path, seed)
+
+
+def _stop_and_go_on(kind: str, process: Process, folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    stop = dice.randrange(2, 20)
+    last = stop + 52
+    whole = _train(Toy(kind, process), folder / "whole", 0, last, every_steps=20)
+    before = _train(Toy(kind, process), folder / "parts", 0, stop, every_steps=7)
+    after = _train(Toy(kind, process), folder / "parts", stop, last, every_steps=9)
+    assert len(after) >= 50
+    assert before + after == whole
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """All that needs ranks, in one set of them: starting them takes longest."""
+    on_ranks(2, _on_two_ranks, str(tmp_path))
+
+
+def _on_two_ranks(rank: int, where: str) -> None:
+    folder = Path(where)
+    with group(folder / "meet", rank, 2) as process:
+        for kind in ("ddp", "fsdp"):
+            _stop_and_go_on(kind, process, folder / f"bits-{kind}", seed=3)
+            _one_rank_cannot_write(kind, process, folder / f"full-{kind}")
+            _all_pass_over_the_same(kind, process, folder / f"damage-{kind}")
+        _the_first_rank_has_the_clock(process, folder / "clock")
+        _a_second_job_is_refused_in_all_ranks(process, folder / "lock")
+
+
+def _one_rank_cannot_write(kind: str, process: Process, folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    toy = Toy(kind, process, width=500)
+    with toy.checkpointer(folder, every_steps=1, max_failed_saves=1) as saving:
+        toy.step(0)
+        saving.after_step(Progress(1))
+        saving.finish()
+        if not process.leads:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        toy.step(1)
+        saving.after_step(Progress(2))
+        saving.finish()  # no rank is told apart: all know, none raises
+        toy.step(2)
+        saving.after_step(Progress(3))
+        with pytest.raises(SaveFailed, match=r"step 3 .*too large.*2 in a row failed"):
+            saving.finish()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    process.wait()
+    assert [path.name for path in folder.iterdir()] == ["step-0000000001"]
+
+
+def _all_pass_over_the_same(kind: str, process: Process, folder: Path) -> None:
+    _train(Toy(kind, process), folder, 0, 6, every_steps=2, keep=3)
+    process.wait()
+    for name, step in (("__1_0.distcp", 4), (MARKER, 2), ("__0_0.distcp", 0)):
+        newest = folder / f"step-{max(_steps(folder)):010d}" / name
+        process.wait()
+        if process.leads:
+            newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+        process.wait()
+        with Toy(kind, process).checkpointer(folder) as saving:
+            if step:
+                assert saving.resume() == Progress(step)
+            else:
+                with pytest.raises(CheckpointDamaged):
+                    saving.resume()
+        process.wait()
+
+
+def _the_first_rank_has_the_clock(process: Process, folder: Path) -> None:
+    toy = Toy("ddp", process)
+    with toy.checkpointer(folder, every_minutes=1e-9 if process.leads else 1e9) as saving:
+        saving.after_step(Progress(1))
+        saving.finish()
+    process.wait()
+    assert _steps(folder) == [1]
+
+
+def _a_second_job_is_refused_in_all_ranks(process: Process, folder: Path) -> None:
+    toy = Toy("ddp", process)
+    with toy.checkpointer(folder), pytest.raises(UserError), toy.checkpointer(folder):
+        pass

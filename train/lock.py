@@ -1,0 +1,181 @@
+"""One trainer per run: a lock file that a live holder keeps beating and a dead one loses.
+
+The file names machine and process. On the same machine the kernel tells whether that process
+lives; from elsewhere, a beat that does not change for `stale_s` counts as dead. No clocks are
+compared and no file times are trusted, so it works on any disk that nodes share.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.config import UserError
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+class RunInUse(UserError):
+    """Another trainer holds the run folder."""
+
+
+class RunLock:
+    """Holds `path` from construction to `release`.
+
+    Raises `RunInUse` once the present holder has shown that it lives, which takes `beat_s` at most
+    and `stale_s` if it does not.
+    """
+
+    def __init__(self, path: Path, *, beat_s: float = 5.0, stale_s: float = 60.0) -> None:
+        self._path = path
+        self._beat_s = beat_s
+        self._stale_s = stale_s
+        self._me = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+        }
+        self._acquire()
+        # Beats go through a descriptor: should another trainer have replaced the file, because
+        # this process was suspended for long, they reach the old file only.
+        self._descriptor = os.open(path, os.O_WRONLY)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise `RunInUse` if another trainer has taken the run over."""
+        holder = _read(self._path)
+        if holder is None or holder["token"] != self._me["token"]:
+            taken = "was removed" if holder is None else f"now belongs to {_name(holder)}"
+            raise RunInUse(
+                f"{self._path}: the lock of this training {taken}, after this process did not run "
+                "for a while; it writes no more checkpoints"
+            )
+
+    def release(self) -> None:
+        """Let the next trainer in."""
+        self._ended.set()
+        self._thread.join()
+        os.close(self._descriptor)
+        holder = _read(self._path)
+        if holder is not None and holder["token"] == self._me["token"]:
+            self._path.unlink(missing_ok=True)
+
+    def _acquire(self) -> None:
+        first: dict[str, Any] | None = None
+        since = time.monotonic()
+        while not self._created():
+            if (holder := _read(self._path)) is None:
+                # Released just now, or of no use to anyone.
+                if self._path.exists() and time.monotonic() - since > self._stale_s:
+                    self._path.unlink(missing_ok=True)
+            elif first is None or holder["token"] != first["token"]:
+                first, since = holder, time.monotonic()
+            elif holder["beat"] != first["beat"]:
+                raise self._refusal(holder)
+            if first is not None and self._is_dead(first, time.monotonic() - since):
+                self._take_from(first)
+                first = None
+            time.sleep(_POLL_S if first is None or _is_here(first) else self._beat_s / 5)
+
+    def _created(self) -> bool:
+        try:
+            if self._path.exists() or not files.publish_once(self._path, _payload(self._me, 0)):
+                return False
+        except FileNotFoundError:  # the new holder has just cleaned up
+            return False
+        for leftover in self._path.parent.glob(f".{self._path.name}.*"):
+            if (found := _read(leftover)) is None or found["token"] != self._me["token"]:
+                leftover.unlink(missing_ok=True)
+        return True
+
+    def _is_dead(self, holder: dict[str, Any], silent_s: float) -> bool:
+        if _is_here(holder):
+            if _started(holder["pid"]) != holder["started"]:
+                return True
+            if silent_s > self._stale_s:  # it lives but does not run
+                raise self._refusal(holder)
+            return False
+        return silent_s > self._stale_s
+
+    def _take_from(self, holder: dict[str, Any]) -> None:
+        """Remove a dead holder's lock; of those who try at the same time, one gets it."""
+        taken = self._path.with_name(f".{self._path.name}.{files.attempt_name()}")
+        try:
+            self._path.rename(taken)
+        except FileNotFoundError:
+            return
+        found = _read(taken)
+        if found is not None and found["token"] != holder["token"]:
+            os.link(taken, self._path)  # of a trainer that was quicker
+        else:
+            log.warning("%s did not end properly; its lock is taken over", _name(holder))
+        taken.unlink(missing_ok=True)
+
+    def _refusal(self, holder: dict[str, Any]) -> RunInUse:
+        return RunInUse(
+            f"{self._path}: {_name(holder)} is training in this run folder; wait for it, stop it, "
+            "or choose another folder with --run"
+        )
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._ended.wait(self._beat_s):
+            beat += 1
+            try:
+                os.pwrite(self._descriptor, _payload(self._me, beat), 0)
+            except OSError as error:
+                log.warning("%s: the lock cannot be renewed (%s)", self._path, error.strerror)
+
+
+def _payload(me: dict[str, Any], beat: int) -> bytes:
+    # Of constant length, so that a beat overwrites the one before it exactly.
+    return json.dumps({**me, "beat": f"{beat:012d}"}).encode()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        holder: dict[str, Any] = json.loads(path.read_bytes())
+        return (
+            holder
+            if {"token", "host", "pid", "machine", "started", "beat"} <= set(holder)
+            else None
+        )
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return bool(holder["machine"] == _machine())
+
+
+def _machine() -> str:
+    """Equal for two processes iff they see each other's process ids, and until the next boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since boot; None if it is gone. Tells reused ids apart."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # fields 3 and 22 of proc_pid_stat(5)
