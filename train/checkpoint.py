@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Progress:
     """Steps whose update was left out, their loss or gradient not being finite."""
     substituted: int = 0
     """Samples that stood in for one that could not be decoded."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What `guard.Memory` remembers, as JSON."""
 
 
 def save(
@@ -73,9 +75,14 @@ def save(
     return final
 
 
-def latest(folder: Path, digest: str) -> Path | None:
-    """The newest whole checkpoint of this configuration; damaged ones are passed over."""
+def latest(folder: Path, digest: str, *, until: int | None = None) -> Path | None:
+    """The newest whole checkpoint of this configuration; damaged ones are passed over.
+
+    Of step `until` at most, if that is given.
+    """
     for path in _newest_first(folder):
+        if until is not None and _step(path) > until:
+            continue
         if (state := _state(path)) is None:
             log.warning("%s is damaged; going on from the checkpoint before it", path)
         elif state["digest"] == digest:
@@ -114,6 +121,17 @@ def set_aside(folder: Path, digest: str, *also: Path) -> Path | None:
             if path.exists():
                 path.replace(aside / path.name)
     return aside
+
+
+def give_up_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: training went back to before them."""
+    for path in list(_newest_first(folder)):
+        if _step(path) > step:
+            shutil.rmtree(path)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

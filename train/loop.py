@@ -1,133 +1,240 @@
 """Training from the first step to the last, on one process or many.
 
 The loop draws nothing from a random state that lives on: order and crops are functions of the step,
-torch is seeded anew before each one. Weights, optimiser and the step's number are therefore the
-whole state, and a run that was killed ends with the weights of one that was not.
+torch is seeded anew before each one. Weights, optimiser, the step's number and the guard's memory
+are therefore the whole state, and a run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import UserError
 from pipeline.manifest import Stats, digest
 from pipeline.stage import Attempt
 from pipeline.stop import Stopped
-from train import checkpoint, distributed, towers
+from train import checkpoint, distributed, replicas, towers
 from train.checkpoint import Progress
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
+from train.guard import Guard, Incident, Memory, TrainingDiverged
 from train.metrics import Metrics, Window, row
 from train.model import save_model
 from train.settings import TrainSettings
-from train.step import TrainStep, use_threads
+from train.step import Taken, TrainStep, use_threads
+from train.watchdog import Heart, Phase
 
 log = logging.getLogger(__name__)
 
 
-class TrainingDiverged(UserError):
-    """Too many steps had a loss or gradient that was not finite."""
-
-    exit_code = 5
-
-
-def train(attempt: Attempt) -> Stats:
+def train(attempt: Attempt, heart: Heart | None = None) -> Stats:
     """Train as `attempt.settings` say and leave `model.json` and `model.safetensors`.
 
-    Live state is in RUN/train: `checkpoints/` and `metrics.jsonl`. Raises `Stopped` once a stop was
-    asked for and a checkpoint is written.
+    Live state is in RUN/train: `checkpoints/`, `metrics.jsonl`, `incidents.jsonl`. `heart` tells a
+    process that watches this one how it goes; without, the processes watch each other. Raises
+    `Stopped` once a stop was asked for and a checkpoint is written.
     """
     settings: TrainSettings = attempt.settings
     use_threads(settings.threads)
-    steps = -(-settings.samples // settings.batch)
-    index = open_index(attempt)
-    described = towers.description(settings.model)
     with distributed.connected() as process, ExitStack() as stack:
-        order, loader = open_stream(index, settings, described, process)
-        step = TrainStep(settings, steps, described, process)
-        folder = attempt.run.stage_folder("train")
-        progress = _resume(step, folder, _digest(attempt), process)
-        metrics = None
-        if process.leads:
-            metrics = stack.enter_context(Metrics(folder / "metrics.jsonl", progress.step))
-        batches = stack.enter_context(closing(loader.batches(progress.step, steps)))
-        window = Window()
-        saved = progress.step
-        while progress.step < steps:
-            asked = time.monotonic()
-            batch = next(batches)
-            window.waited += time.monotonic() - asked
-            taken = step(batch)
-            (substituted,) = process.sum(batch.substituted)
-            progress = Progress(
-                batch.step + 1,
-                progress.skipped + (not taken.finite),
-                progress.substituted + int(substituted),
-            )
-            window.add(taken)
-            if metrics and (
-                progress.step % settings.log_every_steps == 0 or progress.step == steps
-            ):
-                epoch = progress.step / order.steps_per_epoch
-                metrics.write(row(step, taken, progress, window, epoch))
-                window = Window()
-            if progress.skipped > settings.max_skipped_steps:
-                raise TrainingDiverged(
-                    f"step {progress.step}: {progress.skipped} losses or gradients were not finite "
-                    "by now; lower train.lr or lengthen its warm-up"
-                )
-            attempt.progress(progress.step * settings.batch, steps * settings.batch, "samples")
-            (stop,) = process.any(bool(attempt.stop))
-            if (
-                stop
-                or progress.step == steps
-                or progress.step % settings.checkpoint.every_steps == 0
-            ):
-                _save(step, folder / "checkpoints", _digest(attempt), progress)
-                saved = progress.step
-            if stop and progress.step < steps:
-                log.info("stopped after step %d of %d, checkpoint written", progress.step, steps)
-                raise Stopped(f"at step {progress.step}")
-        assert saved == steps
-        if process.leads:
-            save_model(attempt.folder, step.net, described, settings.data.margin)
-        process.wait()
-    seen = steps * settings.batch
+        if heart is None:
+            folder = attempt.run.stage_folder("train") / "heartbeats"
+            heart = stack.enter_context(Heart(folder, process.rank, settings.hang_timeout_s))
+            process.wait()
+            heart.watch(process.world)
+        training = _Training(attempt, process, heart)
+        progress = training.resume()
+        while progress.step < training.steps:
+            progress = training.run(progress)
+        training.publish(progress)
+    seen = training.steps * settings.batch
     stats = Stats(rows_in=seen, rows_out=seen - progress.skipped * settings.batch)
     if progress.skipped:
         stats.drop("step_not_finite", progress.skipped * settings.batch)
-    stats.counts.update(steps=steps, substituted=progress.substituted, dataset=len(index))
+    stats.counts.update(steps=training.steps, substituted=progress.substituted)
+    stats.counts.update(dataset=len(training.index))
+    if rewinds := len(Memory.from_json(progress.guard).detours):
+        stats.counts.update(rewinds=rewinds)
     return stats
+
+
+class _Training:
+    """One process's part of an attempt, with all that is built once."""
+
+    def __init__(self, attempt: Attempt, process: Process, heart: Heart) -> None:
+        self.attempt = attempt
+        self.settings: TrainSettings = attempt.settings
+        self.process = process
+        self.heart = heart
+        self.folder = attempt.run.stage_folder("train")
+        self.checkpoints = self.folder / "checkpoints"
+        self.digest = _digest(attempt)
+        self.steps = -(-self.settings.samples // self.settings.batch)
+        self.index = open_index(attempt)
+        self.described = towers.description(self.settings.model)
+        self.order, self.loader = open_stream(self.index, self.settings, self.described, process)
+        self.step = TrainStep(self.settings, self.steps, self.described, process)
+        self.guard = Guard(self.settings)
+        self.compares_replicas = replicas.can_be_compared(self.step.net, process)
+        if process.world > 1 and process.leads and not self.compares_replicas:
+            log.info("the model is sharded, no process has a replica: weights are not compared")
+
+    def resume(self) -> Progress:
+        """Go on from the newest checkpoint of this configuration, if there is one."""
+        if self.process.leads:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            metrics = self.folder / "metrics.jsonl"
+            aside = checkpoint.set_aside(self.checkpoints, self.digest, metrics)
+            if aside is not None:
+                log.info("checkpoints of another configuration or dataset are now in %s", aside)
+        self.process.wait()
+        found = checkpoint.latest(self.checkpoints, self.digest)
+        return Progress() if found is None else self._load(found)
+
+    def run(self, progress: Progress) -> Progress:
+        """Train from here to the end, or to where a rewind leads back; the progress then."""
+        memory = Memory.from_json(progress.guard)
+        save_is_due = False
+        with ExitStack() as stack:
+            metrics = None
+            if self.process.leads:
+                path = self.folder / "metrics.jsonl"
+                metrics = stack.enter_context(Metrics(path, progress.step))
+            detour = memory.data_step(progress.step) - progress.step
+            stream = self.loader.batches(progress.step + detour, self.steps + detour)
+            batches = stack.enter_context(closing(stream))
+            window = Window()
+            while (step := progress.step) < self.steps:
+                self.heart.enter(Phase.DATA, step)
+                asked = time.monotonic()
+                batch = next(batches)
+                window.waited += time.monotonic() - asked
+
+                self.heart.enter(Phase.COMPUTE, step)
+                loss, grad_norm = self.step.gradients(step, batch)
+
+                # The one place where processes agree: what they learn here, they learn alike.
+                self.heart.enter(Phase.REDUCE, step)
+                world = self.process.world
+                stop, substituted, mean_loss, mean_norm = self.process.sum(
+                    bool(self.attempt.stop), batch.substituted, loss / world, grad_norm / world
+                )
+                verdict = self.guard.judge(memory, step, mean_loss, mean_norm)
+                memory = verdict.memory
+                if verdict.skip:
+                    self.step.leave_out()
+                else:
+                    self.step.update(mean_norm)
+                if verdict.incident:
+                    self._record(verdict.incident, memory)
+                if verdict.back_before is not None:
+                    return self._go_back(memory, verdict.back_before, step)
+
+                progress = Progress(
+                    step + 1,
+                    progress.skipped + verdict.skip,
+                    progress.substituted + int(substituted),
+                )
+                taken = Taken(mean_loss, mean_norm, self.step.lr, not verdict.skip)
+                window.add(taken)
+                ends = progress.step == self.steps
+                if metrics and (ends or progress.step % self.settings.log_every_steps == 0):
+                    epoch = (progress.step + detour) / self.order.steps_per_epoch
+                    metrics.write(row(self.step, taken, progress, window, epoch))
+                    window = Window()
+                if self.process.leads:
+                    done, total = (n * self.settings.batch for n in (progress.step, self.steps))
+                    self.attempt.progress(done, total, "samples")
+
+                save_is_due |= progress.step % self.settings.checkpoint.every_steps == 0
+                saves = bool(stop) or ends or (save_is_due and memory.calm)
+                if saves or progress.step % self.settings.check_replicas_every == 0:
+                    self._compare_replicas(step)
+                if saves:
+                    self._save(replace(progress, guard=memory.to_json()))
+                    save_is_due = False
+                if stop and not ends:
+                    log.info("stopped after step %d of %d", progress.step, self.steps)
+                    raise Stopped(f"at step {progress.step}")
+        return replace(progress, guard=memory.to_json())
+
+    def publish(self, progress: Progress) -> None:
+        """Write the model; every process waits for it."""
+        self.heart.enter(Phase.SAVE, progress.step)
+        if self.process.leads:
+            margin = self.settings.data.margin
+            save_model(self.attempt.folder, self.step.net, self.described, margin)
+        self._wait(progress.step)
+
+    def _go_back(self, memory: Memory, before: int, step: int) -> Progress:
+        """Load the last checkpoint before the trouble, and pass by the data from there to here."""
+        self.heart.enter(Phase.SAVE, step)
+        found = checkpoint.latest(self.checkpoints, self.digest, until=before)
+        if found is None:
+            raise TrainingDiverged(
+                f"step {step}: the loss or its gradient went wrong at step {before}, before the "
+                "first checkpoint that is left; lower train.lr or lengthen train.warmup_steps"
+            )
+        self.process.wait()
+        progress = self._load(found)
+        if self.process.leads:
+            checkpoint.give_up_after(self.checkpoints, progress.step)
+        saved = Memory.from_json(progress.guard)
+        went_on = self.guard.detour(saved, memory, progress.step, step)
+        log.warning(
+            "went back from step %d to step %d, and on with later data", step, progress.step
+        )
+        self._write_incident({"what": "rewind", "step": step, "to_step": progress.step})
+        self._wait(step)
+        return replace(progress, guard=went_on.to_json())
+
+    def _load(self, path: Path) -> Progress:
+        progress = checkpoint.load(path, self.step.net, self.step.optimizer)
+        log.info("going on from %s", path)
+        return progress
+
+    def _save(self, progress: Progress) -> None:
+        """Write a checkpoint; every process waits for it."""
+        self.heart.enter(Phase.SAVE, progress.step)
+        if self.process.leads:
+            keep = self.settings.checkpoint.keep
+            net, optimizer = self.step.net, self.step.optimizer
+            checkpoint.save(self.checkpoints, self.digest, progress, net, optimizer, keep=keep)
+        self._wait(progress.step)
+
+    def _wait(self, step: int) -> None:
+        self.heart.enter(Phase.WAIT, step)
+        self.process.wait()
+
+    def _compare_replicas(self, step: int) -> None:
+        if not self.compares_replicas:
+            return
+        try:
+            replicas.compare(self.step.net, self.step.optimizer, self.process, step)
+        except replicas.ReplicasDiffer as error:
+            self._write_incident({"what": "replicas", "step": step, "error": str(error)})
+            raise
+
+    def _record(self, incident: Incident, memory: Memory) -> None:
+        """Log an incident, and keep the identifiers of its batch, as the order has them."""
+        text = "step %d: %s, loss %g, gradient %g"
+        log.warning(text, incident.step, incident.what, incident.loss, incident.grad_norm)
+        data_step = memory.data_step(incident.step)
+        uids = [self.index.name(place.sample) for place in self.order.batch_of(data_step)]
+        self._write_incident({**asdict(incident), "data_step": data_step, "uids": uids})
+
+    def _write_incident(self, values: dict[str, Any]) -> None:
+        if self.process.leads:
+            with (self.folder / "incidents.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
 
 
 def _digest(attempt: Attempt) -> str:
     """Names what the weights depend on: settings and data."""
     reads = [[ref, attempt.run.identity(ref)] for ref in attempt.task.reads]
     return digest({"settings": attempt.settings.identity(), "reads": reads})
-
-
-def _resume(step: TrainStep, folder: Path, digest: str, process: Process) -> Progress:
-    checkpoints = folder / "checkpoints"
-    if process.leads:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        aside = checkpoint.set_aside(checkpoints, digest, folder / "metrics.jsonl")
-        if aside is not None:
-            log.info("checkpoints of another configuration or dataset are now in %s", aside)
-    process.wait()
-    found = checkpoint.latest(checkpoints, digest)
-    if found is None:
-        return Progress()
-    progress = checkpoint.load(found, step.net, step.optimizer)
-    log.info("going on from %s", found)
-    return progress
-
-
-def _save(step: TrainStep, folder: Path, digest: str, progress: Progress) -> None:
-    """Write a checkpoint; every process waits for it."""
-    if step.process.leads:
-        keep = step.settings.checkpoint.keep
-        checkpoint.save(folder, digest, progress, step.net, step.optimizer, keep=keep)
-    step.process.wait()

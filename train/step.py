@@ -6,7 +6,6 @@ optimiser's state, the batch and the step's number alone.
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +18,6 @@ from train.data.loader import Batch
 from train.loss import contrastive_loss
 from train.model import CLIP
 from train.settings import TrainSettings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,32 +63,33 @@ class TrainStep:
             images, texts, scale = self._forward(image, tokens)
         return images, texts, scale
 
-    def __call__(self, batch: Batch) -> Taken:
-        """One update; left out if the loss or the gradient is not finite."""
+    def gradients(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Form the gradients of a step; its loss and their norm, which all processes find alike."""
         settings = self.settings
-        torch.manual_seed(settings.seed << 32 | batch.step)
-        lr = optim.learning_rate(batch.step, self._steps, settings)
+        torch.manual_seed(settings.seed << 32 | step)
+        self.lr = optim.learning_rate(step, self._steps, settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        before = [buffer.clone() for buffer in self._statistics]
+            group["lr"] = self.lr
+        self._before = [buffer.clone() for buffer in self._statistics]
         self.optimizer.zero_grad(set_to_none=True)
         self.images, self.texts, scale = self.features(batch)
         loss = contrastive_loss(self.images, self.texts, scale, tile=settings.loss_tile)
         loss.backward()
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        # Loss and reduced gradients are equal in all processes, so all of them decide alike.
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
-            if settings.clip_gradients:
-                nn.utils.clip_grads_with_norm_(self._parameters, settings.max_grad_norm, norm)
-            self.optimizer.step()
-            self.net.clamp_temperature()
-        else:
-            log.warning("step %d is skipped: loss %g, gradient %g", batch.step, loss, norm)
-            for buffer, value in zip(self._statistics, before, strict=True):
-                buffer.copy_(value)
-        return Taken(loss.item(), norm.item(), lr, finite)
+        return loss.detach(), nn.utils.get_total_norm(grads)
+
+    def update(self, grad_norm: float) -> None:
+        """Take the step. `grad_norm` is equal in all processes to the last bit."""
+        if self.settings.clip_gradients:
+            norm = torch.tensor(grad_norm, device=self.process.device)
+            nn.utils.clip_grads_with_norm_(self._parameters, self.settings.max_grad_norm, norm)
+        self.optimizer.step()
+        self.net.clamp_temperature()
+
+    def leave_out(self) -> None:
+        """Undo what the step has left in the statistics of normalisation, and take it not."""
+        for buffer, value in zip(self._statistics, self._before, strict=True):
+            buffer.copy_(value)
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -101,8 +99,9 @@ class TrainStep:
 
 
 def use_threads(threads: int | Literal["all"]) -> None:
-    """Compute on as many threads, or on every processor that this process may use."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "all" else threads)
+    """Compute on as many threads, or on this process's share of the processors that it may use."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, share) if threads == "all" else threads)
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:
