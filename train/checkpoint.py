@@ -78,11 +78,12 @@ def save(
 def latest(folder: Path, digest: str, *, until: int | None = None) -> Path | None:
     """The newest whole checkpoint of this configuration; damaged ones are passed over.
 
-    Of step `until` at most, if that is given.
+    If `until` is given, the newest of that step or before, or else the one that comes closest.
     """
-    for path in _newest_first(folder):
-        if until is not None and _step(path) > until:
-            continue
+    paths = list(_newest_first(folder))
+    if until is not None:
+        paths.sort(key=lambda path: (_step(path) > until, abs(_step(path) - until)))
+    for path in paths:
         if (state := _state(path)) is None:
             log.warning("%s is damaged; going on from the checkpoint before it", path)
         elif state["digest"] == digest:

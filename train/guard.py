@@ -103,7 +103,7 @@ class Verdict:
     skip: bool = False
     """Whether its update is left out."""
     back_before: int | None = None
-    """If training must go back: the step at which the trouble began."""
+    """If training must go back: the step before which it was well."""
     incident: Incident | None = None
 
 
@@ -120,7 +120,7 @@ class Guard:
         memory = replace(memory, skipped=recent)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return self._skip(memory, step, loss, grad_norm)
-        if _is_high(memory.losses, loss) or self._has_collapsed(loss, grad_norm):
+        if _is_high(memory.losses, loss) or self._has_collapsed(memory, loss, grad_norm):
             return self._high(memory, step, loss, grad_norm)
         incident = None
         if (spike := memory.spike) is not None:
@@ -170,13 +170,20 @@ class Guard:
         incident = Incident("spike", spike.worst, spike.loss, spike.grad_norm, spike.steps)
         if self._settings.rewind:
             memory = replace(memory, spike=spike)
-            return Verdict(memory, back_before=spike.since, incident=incident)
+            # What raised the loss came before it could be seen.
+            before = max(0, spike.since - self._settings.spike_steps)
+            return Verdict(memory, back_before=before, incident=incident)
         # It has become the usual: judge by what comes from here on.
         return Verdict(replace(memory, losses=(), spike=None), incident=incident)
 
-    def _has_collapsed(self, loss: float, grad_norm: float) -> bool:
-        """Whether all pictures or all texts have one feature, as after far too large a step."""
-        return loss > 0.99 * self._guessing and grad_norm < _VANISHED
+    def _has_collapsed(self, memory: Memory, loss: float, grad_norm: float) -> bool:
+        """Whether all pictures or all texts have one feature, as after far too large a step.
+
+        Then the loss is that of guessing, and hardly any gradient leads away from it.
+        """
+        guesses = abs(loss - self._guessing) < 0.001 * self._guessing
+        usual = median(memory.grad_norms) if memory.grad_norms else 0.0
+        return guesses and grad_norm < max(_VANISHED, usual / 100)
 
 
 def _is_high(losses: Sequence[float], loss: float) -> bool:

@@ -177,8 +177,8 @@ class _Training:
         found = checkpoint.latest(self.checkpoints, self.digest, until=before)
         if found is None:
             raise TrainingDiverged(
-                f"step {step}: the loss or its gradient went wrong at step {before}, before the "
-                "first checkpoint that is left; lower train.lr or lengthen train.warmup_steps"
+                f"step {step}: the loss or its gradient went wrong before the first checkpoint; "
+                "lower train.lr or lengthen train.warmup_steps"
             )
         self.process.wait()
         progress = self._load(found)

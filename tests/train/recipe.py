@@ -46,23 +46,26 @@ def _plan(run: Run) -> list[Task]:
 STAGE = replace(stages.TRAIN, needs=(), plan=_plan)
 
 
+SETTINGS: dict[str, object] = {
+    "seed": 3,
+    "samples": 8 * 60,
+    "batch": 8,
+    "precision": "float32",
+    "threads": 1,
+    "log_every_steps": 1,
+    "model": VIT,
+    "data": {"lanes": 4, "block_samples": 5, "margin": 2},
+    "lr": 1e-3,
+    "warmup_steps": 3,
+    "checkpoint": {"every_steps": 10},
+}
+
+
 def prepare(
     folder: Path, packed: Path, *, local: dict[str, object] | None = None, **train: object
 ) -> Path:
     """Write the configuration of a run of 60 steps; keywords are fields of `train`."""
-    settings = {
-        "samples": 8 * 60,
-        "batch": 8,
-        "precision": "float32",
-        "threads": 1,
-        "log_every_steps": 1,
-        "model": VIT,
-        "data": {"lanes": 4, "block_samples": 5, "margin": 2},
-        "lr": 1e-3,
-        "warmup_steps": 3,
-        "checkpoint": {"every_steps": 10},
-    } | train
-    values = {"packed": str(packed), "train": settings, "local": local or {}}
+    values = {"packed": str(packed), "train": SETTINGS | train, "local": local or {}}
     folder.mkdir(exist_ok=True)
     (folder / "wanted.yaml").write_text(config.dump(Recipe.model_validate(values)))
     return folder

@@ -8,14 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.stage import Attempt
 from tests.train import recipe
 from tests.train.conftest import Pack
-from tests.train.recipe import prepare, start, started_by, wait_for
+from tests.train.recipe import finish, prepare, start, started_by, wait_for
+from train import loop
 from train.launch import Place, free_port, place, visible_gpus
 
 
@@ -61,37 +64,40 @@ def test_without_a_gpu_there_is_none() -> None:
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on_with_by_any_number_of_processes(pack: Pack, tmp_path: Path) -> None:
+def test_stopped_and_gone_on_with_by_another_number_of_processes(
+    pack: Pack, attempt: Callable[..., Attempt], tmp_path: Path
+) -> None:
     packed = pack(24, 13)
-    alone = prepare(tmp_path / "alone", packed, processes=1)
-    assert recipe.finish(start(alone))[0] == 0
+    alone = attempt(packed, run="alone", **recipe.SETTINGS)
+    loop.train(alone)
 
     run = prepare(tmp_path / "run", packed, processes=2)
-    for count, until in ((2, 15), (4, 35)):
-        prepare(run, packed, processes=count)
-        command = start(run)
-        wait_for(run, count - 1, lambda beat, until=until: beat.step >= until)
-        command.send_signal(signal.SIGINT)
-        code, said = recipe.finish(command)
-        assert code == 75, said
-        logs = [run / f"train/logs/00000-rank-{rank}.log" for rank in range(count)]
-        steps = {re.findall(r"stopped after step (\d+) of 60", log.read_text())[-1] for log in logs}
-        assert len(steps) == 1, steps
-        assert started_by(run) == []
-        step = int(steps.pop())
-        assert until <= step < 60
-        assert (run / f"train/checkpoints/step-{step:010d}").is_dir()
-    prepare(run, packed, processes=1)
-    assert recipe.finish(start(run))[0] == 0
-    assert _losses(run) == pytest.approx(_losses(alone), rel=1e-3)
-    expected = load_file(alone / "train/out/model.safetensors")
+    command = start(run)
+    wait_for(run, 1, lambda beat: beat.step >= 15)
+    command.send_signal(signal.SIGINT)
+    code, said = finish(command)
+    assert code == 75, said
+    assert started_by(run) == []
+    logs = (run / "train/logs").glob("00000-rank-*.log")
+    steps = [re.findall(r"stopped after step (\d+) of 60", log.read_text()) for log in logs]
+    assert len(steps) == 2
+    assert steps[0] == steps[1]
+    step = int(steps[0][0])
+    assert 15 <= step < 60
+    assert (run / f"train/checkpoints/step-{step:010d}").is_dir()
+
+    prepare(run, packed, processes=4)
+    code, said = finish(start(run))
+    assert code == 0, said
+    assert _losses(run) == pytest.approx(_losses(tmp_path / "alone"), rel=1e-3)
+    expected = load_file(alone.folder / "model.safetensors")
     for name, value in load_file(run / "train/out/model.safetensors").items():
         assert (value - expected[name]).abs().max() < 2e-3, name
 
 
 def test_an_error_of_the_ranks_is_an_error_of_the_task(pack: Pack, tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", pack(24), processes=3)
-    code, said = recipe.finish(start(run))
+    code, said = finish(start(run))
     assert code == 4
     assert "train.data.lanes: 4 must divide" in said
     assert "trying again" not in said  # the same configuration would end the same way
@@ -99,27 +105,47 @@ def test_an_error_of_the_ranks_is_an_error_of_the_task(pack: Pack, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named_and_another_attempt_changes_no_bit(
-    pack: Pack, tmp_path: Path
-) -> None:
+def test_a_killed_and_a_stopped_rank_change_no_bit(pack: Pack, tmp_path: Path) -> None:
     packed = pack(24)
     whole = prepare(tmp_path / "whole", packed, processes=2)
-    assert recipe.finish(start(whole))[0] == 0
-    run = prepare(tmp_path / "run", packed, processes=2)
+    assert finish(start(whole))[0] == 0
+    run = prepare(tmp_path / "run", packed, processes=2, hang_timeout_s=10)
     command = start(run)
-    beat = wait_for(run, 1, lambda beat: beat.step >= 25)
-    os.kill(beat.pid, signal.SIGKILL)
-    code, said = recipe.finish(command)
+    first = wait_for(run, 1, lambda beat: beat.step >= 25)
+    os.kill(first.pid, signal.SIGKILL)
+    waits = wait_for(run, 1, lambda beat: beat.pid != first.pid and beat.step >= 35)
+    stopped = wait_for(run, 0, lambda beat: True)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    code, said = finish(command)
     assert code == 0, said
     assert "rank 1: killed by SIGKILL" in said
+    stuck = rf"rank 0 is stuck in \S+ of step \d+ \(pid {stopped.pid}\): its process is stopped"
+    assert re.search(stuck, said)
+    assert re.search(rf"rank 1 waits in \S+ of step \d+ \(pid {waits.pid}\)", said)
+    assert "most recent call first" in (run / "train/logs/00000-rank-1.log").read_text()
     assert _weights(run) == _weights(whole)
     assert _losses(run) == _losses(whole)
     assert started_by(run) == []
 
 
 @pytest.mark.slow
+def test_of_four_ranks_the_stopped_one_is_named(pack: Pack, tmp_path: Path) -> None:
+    packed = pack(24)
+    local: dict[str, object] = {"attempts": 1}
+    run = prepare(tmp_path / "run", packed, processes=4, hang_timeout_s=10, local=local)
+    command = start(run)
+    stopped = wait_for(run, 2, lambda beat: beat.step >= 25)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    code, said = finish(command)
+    assert code == 4
+    assert re.findall(r"rank (\d) is stuck", said.splitlines()[-1]) == ["2"]
+    assert re.findall(r"rank (\d) waits", said.splitlines()[-1]) == ["0", "1", "3"]
+    assert started_by(run) == []
+
+
+@pytest.mark.slow
 def test_attempts_are_bounded(pack: Pack, tmp_path: Path) -> None:
-    local = {"attempts": 2}
+    local: dict[str, object] = {"attempts": 2}
     run = prepare(tmp_path / "run", pack(24), processes=2, samples=8 * 4000, local=local)
     command = start(run)
     killed = 0
@@ -129,7 +155,7 @@ def test_attempts_are_bounded(pack: Pack, tmp_path: Path) -> None:
         )
         killed = beat.pid
         os.kill(killed, signal.SIGKILL)
-    code, said = recipe.finish(command)
+    code, said = finish(command)
     assert code == 4
     assert said.count("rank 0: killed by SIGKILL") == 2
     assert started_by(run) == []
