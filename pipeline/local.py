@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NEVER_RETRIED = (2, 3)  # exit codes of ConfigError and MissingInput: another try cannot help
+# Exit codes of ConfigError, MissingInput and TrainingDiverged: another try cannot help.
+_NEVER_RETRIED = (2, 3, 5)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

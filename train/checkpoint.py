@@ -100,6 +100,7 @@ class Checkpointer:
         self._token = ""
         self._save: _Save | None = None
         self._published: int | None = None
+        self._due = False
         self._failed_in_a_row = 0
         self._failure = ""
         self._last_began = time.monotonic()
@@ -129,46 +130,52 @@ class Checkpointer:
         Damaged ones are passed over with a warning and put by. Raises `CheckpointDamaged` if there
         are checkpoints but none is whole: training never starts anew by itself then.
         """
-        self.finish()
-        passed: list[Path] = []
-        for path, said in self._lead(lambda: self._folder.find(self._digest, *self._also)):
-            fault = said if isinstance(said, str) else self._fault(path, said)
-            if fault is None:
-                assert isinstance(said, Checkpoint)
-                self._load(path)
-                self._lead(partial(self._tidy, passed, said.progress.step))
-                self._say(logging.INFO, "going on from %s", path)
-                self._published = said.progress.step
-                self._last_began = time.monotonic()
-                return said.progress
-            self._say(
-                logging.WARNING, "%s: %s; going on from the checkpoint before it", path, fault
-            )
-            passed.append(path)
-        if passed:
-            raise CheckpointDamaged(
-                f"{self._folder.path}: none of the {len(passed)} checkpoints is whole (the log says"
-                " what is wrong with each); restore one, or move them away to start anew"
-            )
-        return Progress()
+        return self._restore(None) or Progress()
 
-    def after_step(self, progress: Progress, *, now: bool = False) -> None:
+    def go_back(self, before: int) -> Progress | None:
+        """Load the newest whole checkpoint of step `before` or earlier, and delete later ones.
+
+        If there is none, the one that comes closest; None if there is none at all.
+        """
+        if (progress := self._restore(before)) is not None:
+            self._lead(partial(self._folder.give_up_after, progress.step))
+        return progress
+
+    def votes(self) -> tuple[bool, bool]:
+        """What all processes must learn of each other before `after_step`: whether the clock says
+        that a save is due, and whether a thread is still at work."""
+        clock = time.monotonic() - self._last_began > 60 * self._settings.every_minutes
+        return clock and self._process.leads, not self.idle
+
+    def after_step(
+        self,
+        progress: Progress,
+        *,
+        agreed: tuple[bool, bool] | None = None,
+        now: bool = False,
+        worth_it: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Save if it is time to, or if told to `now`; then return only when it is published.
 
-        Else what takes time goes on in the background. `now` is equal in all processes. Raises
-        `SaveFailed` when more than `max_failed_saves` in a row have failed, or one that was asked
-        for `now`.
+        Else what takes time goes on in the background, and what is due waits until it is
+        `worth_it`. `check` is called before a save, and may raise. `agreed`: of each of `votes`,
+        whether it is set in any process; asked for here if not given. The rest is equal in all
+        processes. Raises `SaveFailed` when more than `max_failed_saves` in a row have failed, or
+        one that was asked for `now`.
         """
-        step = progress.step
-        clock = time.monotonic() - self._last_began > 60 * self._settings.every_minutes
-        due, unfinished = self._process.any(clock and self._process.leads, not self.idle)
+        step, settings = progress.step, self._settings
+        clock, unfinished = agreed or self._process.any(*self.votes())
         if self._save is not None and not unfinished:
             self._advance(step)
-        due = due or step % self._settings.every_steps == 0
-        if self._settings.keep_every_steps != "never":
-            due = due or step % self._settings.keep_every_steps == 0
-        if (due or now) and not self._has(step):
-            self._begin(progress)
+        self._due |= clock or step % settings.every_steps == 0
+        if settings.keep_every_steps != "never":
+            self._due |= step % settings.keep_every_steps == 0
+        if now or (self._due and worth_it):
+            self._due = False
+            if not self._has(step):
+                check()
+                self._begin(progress)
         if now:
             self.finish(step)
             if self._published != step:
@@ -185,6 +192,34 @@ class Checkpointer:
             if self._save.work is not None:
                 wait([self._save.work])
             self._advance(step)
+
+    def _restore(self, before: int | None) -> Progress | None:
+        self.finish()
+        passed: list[Path] = []
+        found = self._lead(lambda: self._folder.find(self._digest, *self._also))
+        if before is not None:
+            found.sort(key=lambda pair: _distance(pair[0], before))
+        for path, said in found:
+            fault = said if isinstance(said, str) else self._fault(path, said)
+            if fault is None:
+                assert isinstance(said, Checkpoint)
+                self._load(path)
+                self._lead(partial(self._tidy, passed, said.progress.step))
+                self._say(logging.INFO, "going on from %s", path)
+                self._published = said.progress.step
+                self._due = False
+                self._last_began = time.monotonic()
+                return said.progress
+            self._say(
+                logging.WARNING, "%s: %s; going on from the checkpoint before it", path, fault
+            )
+            passed.append(path)
+        if passed:
+            raise CheckpointDamaged(
+                f"{self._folder.path}: none of the {len(passed)} checkpoints is whole (the log says"
+                " what is wrong with each); restore one, or move them away to start anew"
+            )
+        return None
 
     def _begin(self, progress: Progress) -> None:
         began = time.monotonic()
@@ -326,6 +361,12 @@ class Checkpointer:
     def _say(self, level: int, message: str, *values: object) -> None:
         if self._process.leads:
             log.log(level, message, *values)
+
+
+def _distance(path: Path, before: int) -> tuple[bool, int]:
+    """Orders checkpoints: those of step `before` or earlier first, the newest of them first."""
+    step = int(path.name.removeprefix("step-"))
+    return step > before, abs(step - before)
 
 
 def _done(work: Future[Any] | None) -> bool:

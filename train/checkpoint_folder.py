@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Progress:
     """Steps whose update was left out, their loss or gradient not being finite."""
     substituted: int = 0
     """Samples that stood in for one that could not be decoded."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What `guard.Memory` remembers, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,12 @@ class CheckpointFolder:
                     path.replace(aside / path.name)
             log.info("checkpoints of another configuration or dataset are now in %s", aside)
         return found
+
+    def give_up_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: training went back to before them."""
+        for path, other in self._newest_first():
+            if other > step:
+                self._delete(path)
 
     def forget(self, temporary: Path) -> None:
         """Delete what was written of a checkpoint that will not be."""

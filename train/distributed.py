@@ -11,6 +11,10 @@ from datetime import timedelta
 import regex
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.stop import Stopped
+from train.launch import Place, place
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,20 @@ class Process:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(bool(vote) for vote in votes.tolist())
 
-    def sum(self, *values: float) -> tuple[float, ...]:
-        """Sums over all processes."""
-        if self.world == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return tuple(total.tolist())
+    def sum(self, *values: float | Tensor) -> tuple[float, ...]:
+        """Sums over all processes, equal in all to the last bit.
+
+        Scalars that lie on the device are waited for once, together.
+        """
+        there = [value.to(torch.float64) for value in values if isinstance(value, Tensor)]
+        here = [value for value in values if not isinstance(value, Tensor)]
+        total = torch.tensor(here, dtype=torch.float64, device=self.device)
+        total = torch.cat([torch.stack(there), total]) if there else total
+        if self.world > 1:
+            dist.all_reduce(total)
+        sums = total.tolist()
+        tensors, numbers = iter(sums[: len(there)]), iter(sums[len(there) :])
+        return tuple(next(tensors if isinstance(v, Tensor) else numbers) for v in values)
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -50,46 +61,36 @@ class Process:
 
 @contextmanager
 def connected(environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """Join the processes that torchrun or srun started; alone if neither did.
+    """Join the processes that were started together; alone if this one was.
 
     NCCL where there are GPUs, gloo elsewhere. A process group that exists already is used.
     """
     environ = os.environ if environ is None else environ
-    rank, world, local = _place(environ)
+    found = place(environ) or Place(0, 1, 0)
     if torch.cuda.is_available():
-        device = torch.device("cuda", local % torch.cuda.device_count())
+        device = torch.device("cuda", found.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
     if dist.is_initialized():
         yield Process(dist.get_rank(), dist.get_world_size(), device)
         return
-    if world == 1:
+    if found.world == 1:
         yield Process(0, 1, device)
         return
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=_rendezvous(environ),
-        rank=rank,
-        world_size=world,
+        rank=found.rank,
+        world_size=found.world,
         timeout=timedelta(minutes=30),
     )
     try:
-        yield Process(rank, world, device)
-    finally:
+        yield Process(found.rank, found.world, device)
+    except Stopped:
         dist.destroy_process_group()
-
-
-def _place(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world, rank on this machine)."""
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        rank = int(environ["RANK"])
-        return rank, int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", rank))
-    # SLURM_NTASKS is also set in the batch script, of which there is one; the step's is not.
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environ:
-        rank = int(environ["SLURM_PROCID"])
-        return rank, int(environ["SLURM_STEP_NUM_TASKS"]), int(environ.get("SLURM_LOCALID", 0))
-    return 0, 1, 0
+        raise
+    dist.destroy_process_group()  # not after an error: it may wait for what never comes
 
 
 def _rendezvous(environ: Mapping[str, str]) -> str:

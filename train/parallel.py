@@ -230,9 +230,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 @torch.no_grad()
-def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+def scale_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
     """Scale all gradients, whose norm is `norm`, down to `max_norm` where it is above."""
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    factor = min(1.0, max_norm / (norm + 1e-6))
     for p in parameters:
         if p.grad is not None:
             (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad).mul_(factor)

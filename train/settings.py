@@ -153,7 +153,8 @@ class TrainSettings(OptimSettings):
     # A preset's values stand in the other fields, and `init_from` is an input of the task.
     operational: ClassVar[frozenset[str]] = frozenset(
         {"preset", "init_from", "threads", "log_every_steps", "trackers"}
-        | {"parallel", "compile", "checkpoint_activations"}
+        | {"parallel", "compile", "checkpoint_activations", "processes"}
+        | {"max_rewinds", "check_replicas_every", "hang_timeout_s"}
     )
 
     preset: str = "ViT-B/32"
@@ -198,15 +199,33 @@ class TrainSettings(OptimSettings):
     sync_batchnorm: bool = False
     """Whether a ResNet normalises by the statistics of all processes' pictures, on GPUs."""
     max_skipped_steps: int = Field(default=10, ge=0)
-    """Steps that may be skipped because their loss or gradient was not finite; one more ends the
-    run."""
+    """Steps of the last 100 that may be skipped because their loss or gradient was not finite; with
+    one more, training goes back."""
+    spike_steps: int = Field(default=20, ge=1)
+    """Steps running that a loss may stand far above those before; with as many, training goes
+    back."""
+    rewind: bool = True
+    """Whether training then goes back to the last checkpoint before it, and on with the samples
+    after it. Without, skipped steps end the run, and high losses are only recorded."""
+    max_rewinds: int = Field(default=3, ge=0)
+    """How often training goes back before the run ends."""
+    check_replicas_every: int = Field(default=100, ge=1)
+    """Steps between comparisons of the weights that all processes should have alike; they are also
+    compared before every checkpoint."""
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that train together on this machine. `auto`: one a GPU, one where there is none.
+    Another number rounds differently; under torchrun or srun theirs counts."""
+    hang_timeout_s: float = Field(default=600, ge=1)
+    """When no process has moved for so long, all are ended, and another attempt goes on from the
+    last checkpoint. The first step, checkpoints and loading may take six times as long."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where metrics.jsonl is mirrored to: TensorBoard's files in RUN/train/tensorboard, Weights &
     Biases."""
     threads: int | Literal["all"] = "all"
-    """Threads that compute, in one process without a GPU; another number rounds differently."""
+    """Threads that compute, in one process without a GPU; another number rounds differently. `all`:
+    the processors, shared among the processes of this machine."""
 
     @model_validator(mode="before")
     @classmethod

@@ -36,9 +36,9 @@ def _plan_train(run: Run) -> list[Task]:
 def _train(attempt: Attempt) -> Stats:
     # Threads that wait for each other asleep leave the processor to those that decode pictures.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from train.loop import train
+    from train import launch
 
-    return train(attempt)
+    return launch.train(attempt)
 
 
 def _plan_evaluate(run: Run) -> list[Task]:

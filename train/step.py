@@ -6,8 +6,6 @@ optimiser's state, the batch and the step's number alone.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint import state_dict as sharded
 
 from pipeline.config import ConfigError
@@ -25,8 +24,6 @@ from train.grad_cache import Objective
 from train.loss import PairBias, contrast, sigmoid_loss
 from train.model import CLIP, SIGLIP_BIAS
 from train.settings import TrainSettings
-
-log = logging.getLogger(__name__)
 
 INIT_TEMPERATURE = {"contrastive": 0.07, "siglip": 0.1}
 
@@ -76,37 +73,38 @@ class TrainStep:
         self._parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._statistics = list(self.net.visual.buffers())
 
-    def __call__(self, batch: Batch) -> Taken:
-        """One update; left out if the loss or the gradient is not finite."""
+    def gradients(self, step: int, batch: Batch) -> Tensor:
+        """Form the gradients of a step; float [6], on the device, what it measured.
+
+        The loss, the gradients' norm, then losses and accuracies by direction, as in `Taken`: all
+        over the whole batch, and alike in all processes but for rounding.
+        """
         settings, device = self.settings, self.process.device
-        torch.manual_seed(settings.seed << 32 | batch.step)
-        lr = optim.learning_rate(batch.step, self._steps, settings)
+        torch.manual_seed(settings.seed << 32 | step)
+        self.lr = optim.learning_rate(step, self._steps, settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        before = [buffer.clone() for buffer in self._statistics]
+            group["lr"] = self.lr
+        self._before = [buffer.clone() for buffer in self._statistics]
         self.optimizer.zero_grad(set_to_none=True)
         image = batch.image.to(device, non_blocking=True)
         tokens = batch.tokens.to(device, non_blocking=True)
         chunk = len(image) if settings.chunk == "all" else settings.chunk
         measured = grad_cache.backward(self._towers, image, tokens, self._objective(batch), chunk)
         norm = parallel.gradient_norm(self._parameters)
-        # One transfer for all: the device is waited for once a step.
-        figures = torch.cat([measured.loss[None], norm[None], *measured[1:]])
-        loss, grad_norm, *by_direction = figures.tolist()
-        # Loss and reduced gradients are equal in all processes, so all of them decide alike.
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
-            if settings.clip_gradients:
-                parallel.scale_gradients(self._parameters, norm, settings.max_grad_norm)
-            self.optimizer.step()
-            if settings.loss == "contrastive":
-                self.net.clamp_temperature()
-        else:
-            log.warning("step %d is skipped: loss %g, gradient %g", batch.step, loss, grad_norm)
-            for buffer, value in zip(self._statistics, before, strict=True):
-                buffer.copy_(value)
-        self._last = Taken(loss, grad_norm, lr, finite, *by_direction)
-        return self._last
+        return torch.cat([measured.loss[None], norm[None], *measured[1:]])
+
+    def update(self, grad_norm: float) -> None:
+        """Take the step. `grad_norm` is equal in all processes to the last bit."""
+        if self.settings.clip_gradients:
+            parallel.scale_gradients(self._parameters, grad_norm, self.settings.max_grad_norm)
+        self.optimizer.step()
+        if self.settings.loss == "contrastive":
+            self.net.clamp_temperature()
+
+    def leave_out(self) -> None:
+        """Undo what the step has left in the statistics of normalisation, and take it not."""
+        for buffer, value in zip(self._statistics, self._before, strict=True):
+            buffer.copy_(value)
 
     def _objective(self, batch: Batch) -> Objective:
         tile = self.settings.loss_tile
@@ -116,10 +114,6 @@ class TrainStep:
             return partial(sigmoid_loss, tile=tile)
         bias = None if self.pair_bias is None else self.pair_bias(batch)
         return partial(contrast, tile=tile, bias=bias)
-
-    def accuracy(self) -> float:
-        """Share of the last step's pictures whose own text was the nearest."""
-        return self._last.accuracy_image_to_text
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser as `torch.distributed.checkpoint` saves them, keyed by name.
@@ -161,8 +155,9 @@ class TrainStep:
 
 
 def use_threads(threads: int | Literal["all"]) -> None:
-    """Compute on as many threads, or on every processor that this process may use."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "all" else threads)
+    """Compute on as many threads, or on this process's share of the processors that it may use."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, share) if threads == "all" else threads)
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:

@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,22 +14,9 @@ from safetensors.torch import load_file
 from pipeline.stage import Attempt
 from tests.train.conftest import TINY_MODEL, Pack
 from train import loop
-from train.distributed import _first_host, _place, _rendezvous, connected
+from train.distributed import _first_host, _rendezvous, connected
 
 VIT = {**TINY_MODEL, "tower": "vit", "layers": [1], "width": 16, "head_width": 16}
-
-
-@pytest.mark.parametrize(
-    ("environ", "place"),
-    [
-        ({}, (0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
-        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}, (2, 4, 0)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1, 0)),  # the batch script, not a step
-    ],
-)
-def test_the_place_among_processes(environ: dict[str, str], place: tuple[int, int, int]) -> None:
-    assert _place(environ) == place
 
 
 def test_where_processes_meet() -> None:
@@ -49,7 +35,7 @@ def test_alone_nothing_is_reduced() -> None:
     with connected({}) as process:
         assert process.leads
         assert process.any(True, False) == (True, False)
-        assert process.sum(1.5, 2) == (1.5, 2)
+        assert process.sum(1.5, torch.tensor(3.0), True, torch.tensor(0.5)) == (1.5, 3, 1, 0.5)
         assert not dist.is_initialized()
 
 
