@@ -259,8 +259,12 @@ def test_a_folder_is_whole_or_not_there(
 
 
 def test_the_command_line_exports(
-    trained: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[..., Run],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pipeline.log.configure", lambda **_: None)  # it would outlive the test
     run = trained(VIT)
     runner.describe(run, [stages.TRAIN, stages.EVALUATE])
     command = ["export", str(run.folder), "--to", str(tmp_path / "new" / "exported")]
