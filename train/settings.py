@@ -6,7 +6,7 @@ Natural Language Supervision", tables 18 to 20.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,9 @@ class ModelSettings(Settings):
     """Temperature of the softmax at the start; it is learned, and never falls below 0.01."""
 
 
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+
 class DatasetSettings(Settings):
     """One dataset to train on."""
 
@@ -71,7 +74,7 @@ class DataSettings(Settings):
         {"workers", "prefetch", "cache_bytes", "read_timeout_s"}
     )
 
-    datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
+    datasets: dict[FileName, DatasetSettings] = Field(default_factory=dict)
     """Name of each dataset to train on -> where it is; empty: what this run's `pack` made."""
     checksums: bool = False
     """Whether the first look at tars without an index reads every picture, so that training can
