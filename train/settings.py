@@ -52,6 +52,9 @@ class ModelSettings(Settings):
     never falls below 0.01, and 0.1 for SigLIP's."""
 
 
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+
 class DatasetSettings(Settings):
     """One dataset to train on."""
 
@@ -75,7 +78,7 @@ class DataSettings(Settings):
         {"workers", "prefetch", "cache_bytes", "read_timeout_s"}
     )
 
-    datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
+    datasets: dict[FileName, DatasetSettings] = Field(default_factory=dict)
     """Name of each dataset to train on -> where it is; empty: what this run's `pack` made."""
     checksums: bool = False
     """Whether the first look at tars without an index reads every picture, so that training can

@@ -108,7 +108,7 @@ def _find(pattern: str, timeout_s: float) -> Iterator[Shard]:
     elif path.is_file():
         paths = [path]
     else:
-        raise MissingInput(f"{path}: no such file or folder")
+        raise MissingInput(f"{path}: no such file or folder; see train.data.datasets")
     for path in paths:
         status = path.stat()
         yield Shard(str(path), status.st_size, str(status.st_mtime_ns))
@@ -123,7 +123,7 @@ def _find_remote(pattern: str, wild: bool) -> Iterator[Shard]:
     elif filesystem.exists(path):
         found = {path: filesystem.info(path)}
     else:
-        raise MissingInput(f"{pattern}: no such file or folder")
+        raise MissingInput(f"{pattern}: no such file or folder; see train.data.datasets")
     for name, entry in found.items():
         if entry["size"] is None:
             raise DatasetError(f"{name}: the server does not say how large it is")

@@ -110,6 +110,9 @@ def test_where_a_dataset_lies_changes_nothing(tars: Tars, given: Given) -> None:
         assert there.fingerprint == here.fingerprint, run
         assert (there.uid == here.uid).all()
         assert (there.image_offset == here.image_offset).all()
+    # So checkpoints stay good, which are known by the settings' identity and this fingerprint.
+    identities = [given({"d": path}).settings.identity() for path in named.values()]
+    assert all(identity == identities[0] for identity in identities)
     # Other texts of the same pictures are another dataset.
     json_ = given({"d": {"path": str(moved), "caption": "json:caption"}}, run="json")
     assert _open(json_).fingerprint != here.fingerprint

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
@@ -31,6 +31,7 @@ def _data(lanes: int, **weights: float | None) -> DataSettings:
     return DataSettings.model_validate({"lanes": lanes, "datasets": datasets})
 
 
+@settings(deadline=None)
 @given(lanes=st.integers(1, 300), weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6))
 def test_every_dataset_gets_its_quota_within_one_lane(lanes: int, weights: list[float]) -> None:
     shares = shared_out(lanes, weights)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data.index import DatasetError, Index
@@ -47,6 +47,7 @@ def test_every_world_size_makes_the_same_batches() -> None:
             assert len({len(part) for part in parts}) == 1
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     lanes=st.sampled_from([1, 2, 4, 8]),
