@@ -6,6 +6,7 @@ optimiser's state, the batch and the step's number alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,19 @@ class TrainStep:
         self.optimizer = optim.optimizer(self.net, settings)
         self._parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._statistics = list(self.net.visual.buffers())
+
+    def __call__(self, batch: Batch) -> Taken:
+        """A step by itself, left out if loss or gradient are not finite.
+
+        The training loop does the same with a guard's judgement between its parts.
+        """
+        loss, grad_norm, *by_direction = self.gradients(batch.step, batch).tolist()
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if finite:
+            self.update(grad_norm)
+        else:
+            self.leave_out()
+        return Taken(loss, grad_norm, self.lr, finite, *by_direction)
 
     def gradients(self, step: int, batch: Batch) -> Tensor:
         """Form the gradients of a step; float [6], on the device, what it measured.
