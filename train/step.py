@@ -52,6 +52,7 @@ class TrainStep:
         self._parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._statistics = list(self.net.visual.buffers())
         self._forward: nn.Module = self.net
+        self._is_arranged = False
         if process.world > 1:
             self._forward = nn.parallel.DistributedDataParallel(self.net)
 
@@ -65,6 +66,13 @@ class TrainStep:
 
     def gradients(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Form the gradients of a step; its loss and their norm, which all processes find alike."""
+        if self._forward is not self.net and not self._is_arranged:
+            # After its first pass, data-parallel training groups the gradients anew. Groups decide
+            # how sums are rounded, so that pass is made twice and the first result thrown away:
+            # else the first step after a restart would round as no other does.
+            self._is_arranged = True
+            self.gradients(step, batch)
+            self.leave_out()
         settings = self.settings
         torch.manual_seed(settings.seed << 32 | step)
         self.lr = optim.learning_rate(step, self._steps, settings)
