@@ -46,6 +46,9 @@ _NO_BROADCAST: dict[str, Any] = {
 class Towers:
     """The model in one process: features forward, gradients backward."""
 
+    is_settled = True
+    """Whether the next pass rounds as all later ones do."""
+
     def __init__(self, net: CLIP, process: Process, *, bfloat16: bool) -> None:
         self.net = net
         self.device = process.device
@@ -113,6 +116,9 @@ class Replicated(Towers):
         self, net: CLIP, process: Process, *, bfloat16: bool, graph_is_static: bool
     ) -> None:
         super().__init__(net, process, bfloat16=bfloat16)
+        # After its first pass, DDP groups the gradients anew, and groups decide how sums are
+        # rounded: the first step after a restart would round as no other does.
+        self.is_settled = False
         self._replica = DistributedDataParallel(
             net,
             gradient_as_bucket_view=True,

@@ -93,6 +93,10 @@ class TrainStep:
         The loss, the gradients' norm, then losses and accuracies by direction, as in `Taken`: all
         over the whole batch, and alike in all processes but for rounding.
         """
+        if not self._towers.is_settled:
+            self._towers.is_settled = True
+            self.gradients(step, batch)  # and thrown away
+            self.leave_out()
         settings, device = self.settings, self.process.device
         torch.manual_seed(settings.seed << 32 | step)
         self.lr = optim.learning_rate(step, self._steps, settings)

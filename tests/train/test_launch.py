@@ -64,6 +64,7 @@ def test_without_a_gpu_there_is_none() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 def test_stopped_and_gone_on_with_by_another_number_of_processes(
     pack: Pack, attempt: Callable[..., Attempt], tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_an_error_of_the_ranks_is_an_error_of_the_task(pack: Pack, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 def test_a_killed_and_a_stopped_rank_change_no_bit(pack: Pack, tmp_path: Path) -> None:
     packed = pack(24)
     whole = prepare(tmp_path / "whole", packed, processes=2)
@@ -129,6 +131,7 @@ def test_a_killed_and_a_stopped_rank_change_no_bit(pack: Pack, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 def test_of_four_ranks_the_stopped_one_is_named(pack: Pack, tmp_path: Path) -> None:
     packed = pack(24)
     local: dict[str, object] = {"attempts": 1}
@@ -144,6 +147,7 @@ def test_of_four_ranks_the_stopped_one_is_named(pack: Pack, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 def test_attempts_are_bounded(pack: Pack, tmp_path: Path) -> None:
     local: dict[str, object] = {"attempts": 2}
     run = prepare(tmp_path / "run", pack(24), processes=2, samples=8 * 4000, local=local)

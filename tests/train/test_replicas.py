@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.stage import Attempt
@@ -55,6 +54,7 @@ def test_the_majority_is_right(digests: list[int], odd: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_flipped_bit_is_found_and_leaves_no_trace(
     world: int, pack: Pack, attempt: Make, tmp_path: Path
@@ -70,10 +70,6 @@ def test_a_flipped_bit_is_found_and_leaves_no_trace(
     (tmp_path / "attempts").write_bytes(pickle.dumps(runs))
     mp.spawn(_rank, (world, str(tmp_path)), nprocs=world)
     whole, again = tmp_path / "attempt-1", tmp_path / f"attempt-{2 * world + 1}"
-    a, b = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
-    print({n: (a[n] - b[n]).abs().max().item() for n in a})
-    print((tmp_path / "undisturbed/train/metrics.jsonl").read_text()[-3000:])
-    print((tmp_path / "run/train/metrics.jsonl").read_text()[-3000:])
     assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     incidents = (tmp_path / "run" / "train" / "incidents.jsonl").read_text().splitlines()
     assert '"what": "replicas"' in incidents[-1]
@@ -106,6 +102,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all(
     pack: Pack, attempt: Make, tmp_path: Path
 ) -> None:
