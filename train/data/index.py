@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import UserError
@@ -67,6 +66,8 @@ def read_index(index: Path, shards: Mapping[str, Path], dataset: Path | None = N
     `dataset` is `dataset.json`, whose fingerprint names the content; without it the index's own
     bytes do. Raises `DatasetError` if a shard is missing or the index is empty.
     """
+    import pyarrow.parquet as pq  # not above: the loader's workers import this module, not arrow
+
     table = pq.read_table(index, columns=_COLUMNS)
     if not table.num_rows:
         raise DatasetError(f"{index}: no samples; see the report for where the pairs were dropped")

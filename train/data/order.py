@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,19 @@ class Order:
         self.first, self.size = _blocks(index.shard, block_samples)
         key = hashlib.sha256(f"{index.fingerprint}/{seed}".encode()).digest()
         self._key = int.from_bytes(key[:8], "little")
+        self._remember()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is remembered: a copy in another process draws it again."""
+        return {k: v for k, v in vars(self).items() if k not in ("_sequence", "_within")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
+
+    def _remember(self) -> None:
         self._sequence = lru_cache(maxsize=2)(self._draw_sequence)
-        self._within = lru_cache(maxsize=4 * lanes)(self._draw_within)
+        self._within = lru_cache(maxsize=4 * self.lanes)(self._draw_within)
 
     def epoch(self, step: int) -> int:
         """The epoch that a step belongs to, from 0."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,14 +42,21 @@ def test_no_picture(data: bytes) -> None:
         decode.decode(data, 32)
 
 
+def _crop(pixels: decode.Pixels, side: int, **key: Any) -> decode.Pixels:
+    into = np.zeros((side, side, 3), np.uint8)
+    decode.random_crop(pixels, min(pixels.shape[:2]), into, **key)
+    return into
+
+
 def test_random_crops_reach_every_position_evenly() -> None:
-    pixels = np.arange(40 * 36, dtype=np.int64).reshape(40, 36, 1).repeat(3, 2)
-    positions: dict[tuple[int, int], int] = {}
+    row, column = np.mgrid[:40, :36].astype(np.uint8)
+    pixels = np.stack([row, column, row], 2)
+    positions: Counter[tuple[int, int]] = Counter()
     for number in range(4000):
-        crop = decode.random_crop(pixels, 32, seed=1, epoch=0, uid=(7, number))  # type: ignore[arg-type]
-        assert crop.shape == (32, 32, 3)
-        corner = divmod(int(crop[0, 0, 0]), 36)
-        positions[corner] = positions.get(corner, 0) + 1
+        into = np.zeros((32, 32, 3), np.uint8)
+        decode.random_crop(pixels, 36, into, seed=1, epoch=0, uid=(7, number))
+        assert np.array_equal(into - into[0, 0], pixels[:32, :32])
+        positions[int(into[0, 0, 0]), int(into[0, 0, 1])] += 1
     assert len(positions) == 9 * 5
     assert min(positions.values()) > 4000 / 45 / 2
 
@@ -56,7 +65,7 @@ def test_a_crop_is_a_function_of_seed_epoch_and_uid() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (90, 80, 3), np.uint8)
 
     def crop(seed: int, epoch: int, uid: tuple[int, int]) -> bytes:
-        return decode.random_crop(pixels, 32, seed=seed, epoch=epoch, uid=uid).tobytes()
+        return _crop(pixels, 32, seed=seed, epoch=epoch, uid=uid).tobytes()
 
     first = crop(1, 2, (3, 4))
     assert first == crop(1, 2, (3, 4))
