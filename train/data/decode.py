@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # The loader's processes are the parallelism; OpenCV's threads would compete with them.
 cv2.setNumThreads(1)
@@ -126,10 +126,13 @@ def _refuse_giant(width: int, height: int, max_pixels: int) -> None:
 def _decode_any(data: bytes, short_side: int, max_pixels: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            _refuse_giant(*picture.size, max_pixels)
+            width, height = picture.size
+            _refuse_giant(width, height, max_pixels)
             picture.draft("RGB", (short_side, short_side))
             return np.asarray(picture.convert("RGB"))
     except Undecodable:
         raise
+    except UnidentifiedImageError:
+        raise Undecodable(f"{len(data)} bytes in no known format") from None
     except Exception as error:  # PIL's plugins raise whatever their format's parser stumbles on
         raise Undecodable(f"{type(error).__name__}: {error}") from None

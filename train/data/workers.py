@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _ATTEMPTS = 3  # at one part, before the run ends
+_START_S = 60  # to start may take a busy machine longer than a part
 _REAP_S = 10  # a killed process may hang in the kernel, on a file system that does not answer
 _OOM_SCORE = 500  # proc_pid_oom_score_adj(5): rather a worker, which is replaced, than the trainer
+_STARTED = "started"
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -52,8 +54,13 @@ class _Worker:
     """(step, slot) of the requests without an answer, oldest first."""
     failures: int = 0
     """At the oldest of them."""
+    started: bool = False
     silent_s: float = 0.0
     """How long it was waited for since it was last heard."""
+
+    def limit_s(self, timeout_s: float) -> float:
+        """How long it may be silent."""
+        return timeout_s if self.started else max(timeout_s, _START_S)
 
 
 class Workers:
@@ -125,8 +132,8 @@ class Workers:
                     self._receive(worker)
                     continue
                 worker.silent_s += waited_s
-                if worker.silent_s >= self._timeout_s:
-                    self._replace(worker, f"gave no sign of life for {self._timeout_s:g} s")
+                if worker.silent_s >= (limit_s := worker.limit_s(self._timeout_s)):
+                    self._replace(worker, f"gave no sign of life for {limit_s:g} s")
         answers = self._made.pop(step)
         for answer in answers.values():
             if isinstance(answer, Exception):
@@ -135,12 +142,16 @@ class Workers:
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            step, answer = worker.connection.recv()
+            message = worker.connection.recv()
         except (EOFError, OSError):
             self._replace(worker, "")
             return
-        assert step == worker.asked.popleft()[0]
         worker.silent_s = 0.0
+        if message == _STARTED:
+            worker.started = True
+            return
+        step, answer = message
+        assert step == worker.asked.popleft()[0]
         worker.failures = 0
         self._made[step][worker.number] = answer
 
@@ -155,7 +166,7 @@ class Workers:
         told = f"loader worker {worker.number} {reason} at step {step}{self._tried(worker, slot)}"
         if failures == _ATTEMPTS:
             raise WorkerFailed(
-                f"{told}, the {failures}th to fail there; if memory ran out, lower "
+                f"{told}, as did {failures - 1} before it; if memory ran out, lower "
                 "train.data.workers or train.data.block_samples; if storage is slow, raise "
                 "train.data.worker_timeout_s; train.data.workers=0 decodes in the training process"
             )
@@ -228,6 +239,7 @@ def _work(connection: Connection, recipe_file: int, batches_file: int) -> None:
     assert isinstance(recipe, Recipe)
     maker = Maker(recipe, cache_bytes)
     slots = Slots(layout, batches_file)
+    connection.send(_STARTED)
     while True:
         step, number = connection.recv()
         answer: Made | Exception

@@ -18,7 +18,6 @@ from train.data.loader import Batch, Loader
 from train.data.order import Order
 from train.data.tokenizer import Tokenizer
 
-
 TOKENIZER = Tokenizer(6)
 
 
