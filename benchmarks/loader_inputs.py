@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
     pictures, captions = _pictures(), _captions()
     (folder / "shards").mkdir(parents=True)
     keys = sorted(hashlib.md5(str(number).encode()).digest() for number in range(SAMPLES))
-    rows = []
+    rows: list[dict[str, object]] = []
     each = SAMPLES // SHARDS
     for number in range(SHARDS):
         name = f"{number:05d}.tar"
@@ -37,27 +37,20 @@ def write(folder: Path) -> None:
             for place in range(number * each, (number + 1) * each):
                 image = pictures[place % len(pictures)]
                 text = captions[place * 7919 % len(captions)].encode()
-                uid = keys[place]
-                begin = tar.offset
-                image_at = _add(tar, f"{uid.hex()}.jpg", image)
-                text_at = _add(tar, f"{uid.hex()}.txt", text)
-                rows.append((uid, name, begin, tar.offset - begin, image_at, text_at))
-                rows[-1] += (len(image), len(text))
-    names = ["uid", "shard", "offset", "length"]
-    names += ["image_offset", "text_offset", "image_bytes", "text_bytes"]
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    pq.write_table(
-        pa.table({name: list(values) for name, values in columns.items()}), folder / "index.parquet"
-    )
+                row = {"uid": keys[place], "shard": name, "offset": tar.offset}
+                row |= _add(tar, keys[place], "image", "jpg", image)
+                row |= _add(tar, keys[place], "text", "txt", text)
+                rows.append(row | {"length": tar.offset - int(str(row["offset"]))})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Where in the tar the data begin."""
-    member = tarfile.TarInfo(name)
+def _add(tar: tarfile.TarFile, uid: bytes, what: str, kind: str, data: bytes) -> dict[str, int]:
+    """Append a member; the index's columns about it."""
+    member = tarfile.TarInfo(f"{uid.hex()}.{kind}")
     member.size = len(data)
     at = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(member, io.BytesIO(data))
-    return at
+    return {f"{what}_offset": at, f"{what}_bytes": len(data)}
 
 
 def _input(path: str) -> Path:
