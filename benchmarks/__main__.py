@@ -15,7 +15,7 @@ from pathlib import Path
 
 import benchmarks
 
-_NOT_BENCHMARKS = {"__main__", "match_inputs", "timing"}
+_NOT_BENCHMARKS = {"__main__", "loader_inputs", "loader_peer", "match_inputs", "timing"}
 
 
 def names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,3 +49,14 @@ def memory_mb(field: str) -> float:
 def reset_peak() -> None:
     """Let `VmHWM` start again from the memory in use now."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def cpu_seconds() -> float:
+    """Processor time so far of this process and of the children that it has now (Linux)."""
+    pid = os.getpid()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = 0
+    for process in (str(pid), *children):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc_pid_stat(5)
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train import towers
+from train.data import tokenizer
 
 MAX_LOG_SCALE = math.log(100)
 """The temperature never falls below 0.01, for stability (section 2.5 of the paper)."""
@@ -85,23 +85,12 @@ def _normalised(features: Tensor) -> Tensor:
     return F.normalize(precise, dim=-1)
 
 
-class Tokenizer:
+class Tokenizer(tokenizer.Tokenizer):
     """CLIP's byte-pair encoding of lower-cased text: 49,408 tokens."""
 
-    def __init__(self, context_length: int) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self.context_length = context_length
-        self._tokenizer = SimpleTokenizer(context_length=context_length)
-
-    def __call__(self, text: str) -> NDArray[np.int64]:
-        """Token ids [context], zeros after the end token; a text too long is cut before it."""
-        return np.asarray(self._tokenizer(text)[0].numpy(), np.int64)
-
     def batch(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [texts, context]."""
-        tokens: Tensor = self._tokenizer(list(texts))
-        return tokens
+        """Token ids, int64 [texts, context]."""
+        return torch.from_numpy(np.stack([self(text) for text in texts]))
 
 
 def save_model(

@@ -75,7 +75,7 @@ class DataSettings(Settings):
     """Which datasets, and how samples are ordered, read and decoded."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"workers", "prefetch", "cache_bytes", "read_timeout_s"}
+        {"workers", "worker_timeout_s", "prefetch", "cache_bytes", "max_lost", "read_timeout_s"}
     )
 
     datasets: dict[FileName, DatasetSettings] = Field(default_factory=dict)
@@ -96,12 +96,21 @@ class DataSettings(Settings):
     """Consecutive samples of a shard that are read at once and shuffled among themselves."""
     margin: int = Field(default=0, ge=0)
     """Pixels by which a picture's shorter side is made larger than the square that is cropped."""
-    workers: int = Field(default=2, ge=1)
-    """Threads of one process that decode, and processes that scan tars which have no index."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that decode and tokenise for one training process; 0: it does so itself, while it
+    waits. Each takes some 60 MB, and its share of `block_samples` encoded pairs a lane. As many
+    scan tars which have no index."""
+    worker_timeout_s: float = Field(default=300, gt=0)
+    """A worker that was waited for so long is killed and replaced; a part of a batch that fails
+    three times ends the run."""
     prefetch: int = Field(default=2, ge=1)
     """Batches made ahead of the step that needs them."""
     cache_bytes: int = Field(default=512 << 20, ge=0)
     """Memory for decoded pictures, which later epochs take from there; 0 keeps none."""
+    max_pixels: int = Field(default=1 << 26, ge=1)
+    """Pictures with more, width times height, are not decoded: a few bytes can claim terabytes."""
+    max_lost: float = Field(default=0.01, ge=0, le=1)
+    """Share of all samples that may turn out undecodable; more end the run."""
 
     def identity(self) -> dict[str, Any]:
         """See `Settings.identity`."""

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from pipeline import files
 from pipeline.config import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # the loader's workers import this module, not arrow
 
 Bytes = bytes | memoryview
 
@@ -143,6 +144,8 @@ def read_index(index: Path, shards: Mapping[str, str], dataset: Path | None = No
 
 def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerprint: str) -> Index:
     """`read_index` of an open file; `name` is for messages."""
+    import pyarrow.parquet as pq
+
     source = pq.ParquetFile(stream)
     columns = [*_NUMBERS, "uid", "shard"]
     checked = "sha256" in source.schema_arrow.names
@@ -218,6 +221,8 @@ def numbers_of(table: pa.Table) -> dict[str, Any]:
 
 def words_of(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     """A column of binary values of one length as 64-bit numbers, [rows, words]."""
+    import pyarrow as pa
+
     words = len(column[0].as_py()) // 8
     fixed = column.cast(pa.binary(8 * words))
     chunks = [

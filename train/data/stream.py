@@ -13,8 +13,8 @@ from train.data.index import Index, read_index
 from train.data.loader import Loader
 from train.data.mixture import lanes_each
 from train.data.order import Order
+from train.data.tokenizer import Tokenizer
 from train.distributed import Process
-from train.model import Tokenizer
 from train.settings import TrainSettings
 
 
@@ -58,5 +58,9 @@ def open_stream(
         workers=data.workers,
         prefetch=data.prefetch,
         cache_bytes=data.cache_bytes,
+        pinned=process.device.type == "cuda",
+        max_pixels=data.max_pixels,
+        max_lost=data.max_lost,
+        worker_timeout_s=data.worker_timeout_s,
     )
     return order, loader

@@ -10,24 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from tests.train.conftest import Pack, picture, uid_of
 from train.data import decode
 from train.data.index import DatasetError, open_dataset
 from train.data.loader import Batch, Loader
 from train.data.order import Order
+from train.data.tokenizer import Tokenizer
 
-
-def _tokens(text: str) -> NDArray[np.int64]:
-    return np.resize(np.frombuffer(text.encode(), np.uint8), 6).astype(np.int64)
+TOKENIZER = Tokenizer(6)
 
 
 def _loader(folder: Path, *, lanes: int = 4, **options: Any) -> Loader:
     index = open_dataset(folder)
     order = Order(index, seed=1, batch=8, lanes=lanes, block_samples=5)
     options = {"image_size": 24, "seed": 1, "margin": 4} | options
-    return Loader(index, order, _tokens, **options)
+    return Loader(index, order, TOKENIZER, **options)
 
 
 def _assert_equal(one: Sequence[Batch], other: Sequence[Batch]) -> None:
@@ -47,7 +45,7 @@ def test_shapes_and_contents(pack: Pack) -> None:
     by_uid = {uid_of(sample).hex(): sample for sample in range(17)}
     for uid, image, tokens in zip(batch.uid, batch.image, batch.tokens, strict=True):
         data, text = picture(by_uid[uid])
-        assert tokens.tolist() == _tokens(text).tolist()
+        assert tokens.tolist() == TOKENIZER(text).tolist()
         mean = decode.decode(data, 28).mean((0, 1))
         assert np.abs(image.float().mean((1, 2)).numpy() - mean).max() < 8
 
@@ -56,14 +54,24 @@ def test_any_step_is_reached_without_history(pack: Pack) -> None:
     folder = pack(13, 12)
     through = list(_loader(folder).batches(0, 9))
     _assert_equal(list(_loader(folder).batches(4, 9)), through[4:])
+    _assert_equal(list(_loader(folder, workers=2).batches(4, 9)), through[4:])
 
 
-@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 4}, {"cache_bytes": 1 << 20}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 1, "prefetch": 1},
+        {"workers": 3},
+        {"workers": 9, "prefetch": 5},
+        {"workers": 2, "cache_bytes": 1 << 20},
+        {"cache_bytes": 1 << 20},
+    ],
+)
 def test_speed_settings_change_nothing(pack: Pack, options: dict[str, int]) -> None:
     folder = pack(13, 12)
     _assert_equal(
         list(_loader(folder, **options).batches(0, 9)),
-        list(_loader(folder, prefetch=1, cache_bytes=3000).batches(0, 9)),
+        list(_loader(folder, cache_bytes=3000).batches(0, 9)),
     )
 
 
@@ -71,7 +79,10 @@ def test_speed_settings_change_nothing(pack: Pack, options: dict[str, int]) -> N
 def test_ranks_share_the_batch_of_one_process(pack: Pack, world: int) -> None:
     folder = pack(13, 12)
     alone = list(_loader(folder).batches(2, 5))
-    ranks = [list(_loader(folder, rank=r, world=world).batches(2, 5)) for r in range(world)]
+    ranks = [
+        list(_loader(folder, rank=r, world=world, workers=r % 2).batches(2, 5))
+        for r in range(world)
+    ]
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert whole.uid == [uid for part in parts for uid in part.uid]
         assert torch.equal(whole.image, torch.cat([part.image for part in parts]))
@@ -106,7 +117,7 @@ def test_a_damaged_sample_is_replaced_by_its_neighbour_and_counted(
         assert bad not in counts
         assert counts[stand_in] > len(batches) / 2
         assert 1 <= sum(batch.substituted for batch in batches) <= 5
-        _assert_equal(list(_loader(folder, workers=1).batches(3, 5)), batches[3:])
+        _assert_equal(list(_loader(folder, workers=2).batches(3, 5)), batches[3:])
     assert caplog.text.count(f"sample {bad} is replaced") == 6
     assert whole.substituted == 0
 
