@@ -127,7 +127,7 @@ def batch_of(settings: TrainSettings, size: int, step: int = 0) -> Batch:
     image = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(1, 49_000, (size, context), generator=generator)
     tokens[:, -1] = 49_407
-    return Batch(step, image, tokens, [], 0)
+    return Batch(step, image, tokens, [], 0, [])
 
 
 def normalised(image: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
     real = TrainStep.gradients
 
-    def flipping(this: TrainStep, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    def flipping(this: TrainStep, step: int, batch: Batch) -> Tensor:
         if step == 17 and rank == 1:
             weight = this.net.text.text_projection  # type: ignore[union-attr]
             weight.data.view(torch.int32)[3, 5] ^= 1 << 12
@@ -119,9 +119,11 @@ def _poisoned_rank(rank: int, folder: str) -> None:
     attempts = pickle.loads((Path(folder) / "attempts").read_bytes())
     real = TrainStep.gradients
 
-    def poisoned(this: TrainStep, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss, norm = real(this, step, batch)
-        return (loss * float("nan") if rank == 1 and step in (4, 9) else loss), norm
+    def poisoned(this: TrainStep, step: int, batch: Batch) -> Tensor:
+        figures = real(this, step, batch)
+        if rank == 1 and step in (4, 9):
+            figures[0] *= float("nan")
+        return figures
 
     TrainStep.gradients = poisoned  # type: ignore[method-assign]
     stats = loop.train(attempts[rank])  # replicas are compared after every step

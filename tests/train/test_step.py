@@ -59,7 +59,7 @@ def _batch(number: int, rank: int = 0, world: int = 1) -> Batch:
     tokens = torch.randint(1, 400, (BATCH, 8), generator=generator)
     tokens[:, -1] = 49407
     part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-    return Batch(number, image[part], tokens[part], [], 0)
+    return Batch(number, image[part], tokens[part], [], 0, [])
 
 
 def _curve(step: TrainStep, rank: int = 0, world: int = 1, first: int = 0) -> list[Taken]:
