@@ -6,9 +6,11 @@ ON      ?= local
 WORKERS ?=
 SET     ?=
 NAME    ?=
+FORMAT  ?= open_clip
+TO      ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG RUN ON WORKERS SET NAME PYTHON
+KNOWN   := CONFIG RUN ON WORKERS SET NAME FORMAT TO PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -22,7 +24,7 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate report status verify config test lint format \
+.PHONY: help setup demo build-dataset train evaluate export report status verify config test lint format \
         bench inputs test-inputs clean
 
 help: ## list the targets and variables
@@ -32,6 +34,7 @@ help: ## list the targets and variables
 	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
+	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
 setup: $(STAMP) ## make .venv with everything that the project needs
@@ -58,6 +61,10 @@ train: setup ## train on the shards of RUN
 
 evaluate: setup ## train if need be, then measure zero-shot accuracy
 	@$(PIPELINE) evaluate $(CONFIG) $(OPTIONS)
+
+export: setup ## write the model of RUN for others, into the new folder TO
+	@test -n '$(TO)' || { echo 'name a new folder: make export RUN=$(RUN) TO=...' >&2; exit 2; }
+	@$(VENV)/bin/python -m pipeline export $(RUN) --format $(FORMAT) --to $(TO)
 
 report: setup ## write RUN/report/index.html and print a summary
 	@$(PIPELINE) report $(CONFIG) $(OPTIONS)
