@@ -84,29 +84,34 @@ class Slots:
         return found
 
 
-def share(content: object) -> tuple[int, tuple[bytes, list[tuple[int, int]]]]:
+Spans = list[tuple[int, int]]
+"""Where in a file the parts of something shared begin and end."""
+
+
+def share(content: object) -> tuple[int, Spans]:
     """Pickle `content` so that `receive` can open it in other processes without copying its arrays.
 
-    Returns the descriptor of an anonymous file with the arrays, and what to send along with it.
+    Returns the descriptor of an anonymous file with all of it, and what to send along with it.
     """
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-    spans: list[tuple[int, int]] = []
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
+    parts = [memoryview(head), *(array.raw() for array in arrays)]
+    spans: Spans = []
     end = 0
-    for buffer in buffers:
+    for part in parts:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        end = start + buffer.raw().nbytes
+        end = start + part.nbytes
         spans.append((start, end))
     descriptor = os.memfd_create("openwit-recipe")
-    os.ftruncate(descriptor, max(end, 1))
-    with mmap.mmap(descriptor, max(end, 1)) as mapped:
-        for buffer, (start, end) in zip(buffers, spans, strict=True):
-            mapped[start:end] = buffer.raw()
-    return descriptor, (head, spans)
+    os.ftruncate(descriptor, end)
+    with mmap.mmap(descriptor, end) as mapped:
+        for part, (start, end) in zip(parts, spans, strict=True):
+            mapped[start:end] = part
+    return descriptor, spans
 
 
-def receive(descriptor: int, sent: tuple[bytes, list[tuple[int, int]]]) -> object:
+def receive(descriptor: int, spans: Spans) -> object:
     """What `share` was given; its arrays are read-only and lie in the shared memory."""
-    head, spans = sent
     mapped = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
-    return pickle.loads(head, buffers=[mapped[start:end] for start, end in spans])
+    head, *arrays = (mapped[start:end] for start, end in spans)
+    return pickle.loads(head, buffers=arrays)

@@ -84,7 +84,7 @@ class Workers:
         self.recipe = recipe
         self.slots = Slots(layout, os.memfd_create("openwit-batches"))
         self._timeout_s = timeout_s
-        self._recipe_file, self._recipe = share(recipe)
+        self._recipe_file, self._spans = share(recipe)
         self._made: dict[int, dict[int, Made | Exception]] = {}  # step -> worker -> answer
         self._positions = [range(n, len(lanes), count) for n in range(min(count, len(lanes)))]
         self._lanes = lanes
@@ -213,7 +213,8 @@ class Workers:
         lanes = [self._lanes[position] for position in positions]
         share = self.recipe.order.share
         first = [position * share for position in positions]
-        job = (self._recipe, self.slots.layout, lanes, first, self._cache_bytes)
+        # Little enough for the socket's buffer: a process that never reads must not hang this one.
+        job = (self._spans, self.slots.layout, lanes, first, self._cache_bytes)
         try:
             ours.send(job)
         except OSError:
@@ -234,8 +235,8 @@ def _kill(worker: _Worker) -> int | None:
 
 def _work(connection: Connection, recipe_file: int, batches_file: int) -> None:
     """Answer requests until the other end is gone."""
-    sent, layout, lanes, first, cache_bytes = connection.recv()
-    recipe = receive(recipe_file, sent)
+    spans, layout, lanes, first, cache_bytes = connection.recv()
+    recipe = receive(recipe_file, spans)
     assert isinstance(recipe, Recipe)
     maker = Maker(recipe, cache_bytes)
     slots = Slots(layout, batches_file)
