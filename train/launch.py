@@ -153,7 +153,8 @@ class _Ranks:
         finally:
             self._end_all()
         if self._ranks[0].process.returncode == EXIT_STOPPED:
-            raise Stopped("all ranks stopped at one step")
+            self._attempt.stop.check()
+            raise Stopped("a signal to its ranks")
         return Stats.from_json(json.loads(self._ranks[0].end.read_text())["stats"])
 
     def _start(self, rank: int, port: int) -> _Rank:
