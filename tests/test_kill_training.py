@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "kills", "steps"), [(1, 3, 100), (2, 2, 80)])
+@pytest.mark.parametrize(("ranks", "kills", "steps"), [(1, 4, 120), (2, 3, 100)])
 def test_killed_again_and_again(tmp_path: Path, ranks: int, kills: int, steps: int) -> None:
     numbers = {"--ranks": ranks, "--kills": kills, "--steps": steps}
     arguments = [str(word) for pair in numbers.items() for word in pair]
@@ -26,4 +26,5 @@ def test_killed_again_and_again(tmp_path: Path, ranks: int, kills: int, steps: i
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert f"{kills} kills" in ended.stdout
     assert "final weights equal" in ended.stdout
