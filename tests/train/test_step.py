@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from benchmarks.step import Peer, normalised
 from pipeline.config import ConfigError
 from tests.train.conftest import TINY_MODEL
 from tests.train.ranks import together
@@ -293,6 +294,32 @@ def test_a_step_that_is_not_finite_leaves_all_as_it_was() -> None:
     assert not taken.finite
     for name, value in _weights(step.net).items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("model", [VIT, {**TINY_MODEL, "residual_gain": 1.0}])
+def test_a_hundred_steps_follow_open_clips_loop(model: dict[str, Any]) -> None:
+    """From equal weights, set alike: its model class, ClipLoss, AdamW and loop."""
+    settings = _settings(model=model, clip_gradients=False, lr=5e-4, warmup_steps=10)
+    described = towers.description(settings.model)
+    ours = TrainStep(settings, 100, described, Process(0, 1, CPU))
+    peer = Peer(settings, 100, _weights(ours.net), CPU)
+    curves: tuple[list[float], list[float]] = ([], [])
+    for number in range(100):
+        batch = replace(_batch(number % 4), step=number)
+        curves[0].append(ours(batch).loss)
+        curves[1].append(peer(number, normalised(batch.image), batch.tokens))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3, abs=1e-3)
+    assert sum(curves[0][-4:]) < 0.7 * sum(curves[0][:4])
+
+
+def test_compiled_towers_compute_the_same() -> None:
+    """With both kinds of replay around them."""
+    plain = _curve(_step(_settings()))
+    for changes in ({}, {"chunk": 4}, {"checkpoint_activations": True}):
+        torch._dynamo.reset()
+        compiled = _step(_settings(compile=True, **changes))
+        _agree(_curve(compiled), plain, rtol=1e-3)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_large_models_are_sharded() -> None:
