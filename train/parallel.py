@@ -15,6 +15,7 @@ from inspect import signature
 from typing import Any, Literal
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -169,6 +170,10 @@ def place(net: CLIP, settings: TrainSettings, process: Process, *, bfloat16: boo
         if process.world > 1:
             net.visual = nn.SyncBatchNorm.convert_sync_batchnorm(net.visual)
     compiled = device.type == "cuda" if settings.compile == "auto" else settings.compile
+    if compiled and settings.chunk != "all":
+        # Random numbers as eager torch draws them: kernels of the two passes would number their
+        # own ones differently.
+        torch._inductor.config.fallback_random = True
     for tower in (net.visual, net.text):
         if settings.checkpoint_activations and not towers.blocks(tower):
             raise ConfigError(
