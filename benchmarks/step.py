@@ -47,12 +47,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "residual_gain": 1.0,
     },
 }
-SMALL_BATCH = 128
+SMALL_BATCH = 64
 LARGE = ("ViT-B-32", "ViT-B-16", "RN50")
 # Dense matrix products in bfloat16, operations a second, as the makers state them.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 
-_WARMUP_STEPS, _TIMED_STEPS, _ROUNDS = 3, 10, 3
+_WARMUP_STEPS, _TIMED_STEPS, _ROUNDS = 2, 5, 4
 
 
 class Peer:

@@ -83,7 +83,11 @@ class Threaded(Towers):
 
     def __init__(self, net: CLIP, process: Process, *, bfloat16: bool) -> None:
         super().__init__(net, process, bfloat16=bfloat16)
-        self._other = ThreadPoolExecutor(1, "text-tower")
+        # As many threads compute for each tower as there are: one that waits leaves its processor
+        # to the other's.
+        self._other = ThreadPoolExecutor(
+            1, "text-tower", torch.set_num_threads, (torch.get_num_threads(),)
+        )
 
     def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         """As `Towers.forward`."""
