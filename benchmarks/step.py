@@ -164,7 +164,10 @@ def _small(name: str) -> dict[str, Any]:
     settings = _settings(SMALL[name], batch=SMALL_BATCH)
     ours, peer = _both(settings, Process(0, 1, torch.device("cpu")))
     batch = batch_of(settings, SMALL_BATCH)
-    both = partial(ours, batch), partial(peer, 0, normalised(batch.image), batch.tokens)
+    both: list[Callable[[], object]] = [
+        partial(ours, batch),
+        partial(peer, 0, normalised(batch.image), batch.tokens),
+    ]
     for once in both:
         _repeat(once, _WARMUP_STEPS)
     # A step each in turns, and medians: the best of a few long runs is luck on a shared machine.
