@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -40,9 +41,10 @@ class LocalSettings(Settings):
     workers: int = Field(default=0, ge=0)
     """Tasks at the same time; 0: one a core."""
     wall_limit_s: float = Field(default=6 * 3600, gt=0)
-    """A task that takes longer is killed and tried again."""
+    """A task that takes longer is killed and tried again; training may take any time."""
     memory_gb: float = Field(default=16, gt=0)
-    """A task whose processes together hold more is killed and tried again, GiB."""
+    """A task whose processes together hold more is killed and tried again, GiB; training may hold
+    any."""
     attempts: int = Field(default=3, ge=1)
     """Tries of a task before it counts as failed."""
     grace_s: float = Field(default=120, gt=0)
@@ -56,6 +58,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     log: Path
     deadline: float
+    memory_gb: float
     killed: str = ""
 
 
@@ -90,7 +93,7 @@ class LocalExecutor:
                     self._ask_to_stop(children)
                 while waiting and not stopping and len(children) < workers:
                     planned, attempt = waiting.popleft()
-                    children.append(self._start(run, planned, attempt, environment))
+                    children.append(self._start(run, stage, planned, attempt, environment))
                 if stopping and not children:
                     for planned, _ in waiting:
                         yield Outcome(planned.task, Ended.STOPPED)
@@ -122,7 +125,12 @@ class LocalExecutor:
                 _kill(child.process)
 
     def _start(
-        self, run: Run, planned: Planned, attempt: int, environment: Mapping[str, str]
+        self,
+        run: Run,
+        stage: Stage,
+        planned: Planned,
+        attempt: int,
+        environment: Mapping[str, str],
     ) -> _Child:
         task = planned.task
         path = run.stage_folder(task.stage) / "logs" / f"{task.index:05d}.log"
@@ -138,8 +146,9 @@ class LocalExecutor:
                 stderr=stream,
                 start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
             )
-        deadline = time.monotonic() + self.settings.wall_limit_s
-        return _Child(planned, attempt, process, path, deadline)
+        limits = self.settings.wall_limit_s, self.settings.memory_gb
+        seconds, memory_gb = limits if stage.is_limited else (math.inf, math.inf)
+        return _Child(planned, attempt, process, path, time.monotonic() + seconds, memory_gb)
 
     def _ask_to_stop(self, children: Sequence[_Child]) -> None:
         for child in children:
@@ -151,8 +160,8 @@ class LocalExecutor:
             return
         if time.monotonic() > child.deadline:
             child.killed = f"killed at its wall limit of {self.settings.wall_limit_s:g} s"
-        elif (held := resident_bytes(child.process.pid)) > self.settings.memory_gb * 2**30:
-            limit = self.settings.memory_gb
+        elif (held := resident_bytes(child.process.pid)) > child.memory_gb * 2**30:
+            limit = child.memory_gb
             child.killed = f"killed at {held / 2**30:.1f} GiB, its memory limit is {limit:g} GiB"
         if child.killed:
             _kill(child.process)

@@ -218,6 +218,9 @@ class Stage:
     version: int = 1
     """Raise it when the code changes what comes out; old results are then made again."""
     service: Service = no_service
+    is_limited: bool = True
+    """Whether executors hold its tasks to their limits of time and memory; a training may take
+    weeks, and watches itself."""
 
     def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
         """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""

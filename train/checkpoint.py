@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,8 +40,6 @@ from train.training_state import Share, TrainingState, Written
 __all__ = ["CheckpointDamaged", "Checkpointer", "Progress", "SaveFailed"]
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class SaveFailed(UserError):
@@ -106,7 +104,7 @@ class Checkpointer:
         self._last_began = time.monotonic()
 
     def __enter__(self) -> Checkpointer:
-        self._token = self._lead(self._take_lock)
+        self._token = self._process.led(self._take_lock)
         return self
 
     def __exit__(
@@ -138,7 +136,7 @@ class Checkpointer:
         If there is none, the one that comes closest; None if there is none at all.
         """
         if (progress := self._restore(before)) is not None:
-            self._lead(partial(self._folder.give_up_after, progress.step))
+            self._process.led(partial(self._folder.give_up_after, progress.step))
         return progress
 
     def votes(self) -> tuple[bool, bool]:
@@ -196,7 +194,7 @@ class Checkpointer:
     def _restore(self, before: int | None) -> Progress | None:
         self.finish()
         passed: list[Path] = []
-        found = self._lead(lambda: self._folder.find(self._digest, *self._also))
+        found = self._process.led(lambda: self._folder.find(self._digest, *self._also))
         if before is not None:
             found.sort(key=lambda pair: _distance(pair[0], before))
         for path, said in found:
@@ -204,7 +202,7 @@ class Checkpointer:
             if fault is None:
                 assert isinstance(said, Checkpoint)
                 self._load(path)
-                self._lead(partial(self._tidy, passed, said.progress.step))
+                self._process.led(partial(self._tidy, passed, said.progress.step))
                 self._say(logging.INFO, "going on from %s", path)
                 self._published = said.progress.step
                 self._due = False
@@ -277,7 +275,7 @@ class Checkpointer:
     def _give_up(self, save: _Save, error: BaseException | None) -> None:
         """All processes know that a save failed: warn, or end training."""
         self._failed_in_a_row += 1
-        reasons = [reason for reason in self._gather_all(_reason(error)) if reason is not None]
+        reasons = [reason for reason in self._process.gather(_reason(error)) if reason is not None]
         if self._process.leads:
             self._folder.forget(save.temporary)
         fatal, reason = max(reasons)
@@ -302,7 +300,7 @@ class Checkpointer:
     def _fault(self, path: Path, said: Checkpoint) -> str | None:
         """What is wrong with a checkpoint's files, each of which one process reads."""
         names = sorted(said.sha256)[self._process.rank :: self._process.world]
-        found = self._gather_all(faults(path, {name: said.sha256[name] for name in names}))
+        found = self._process.gather(faults(path, {name: said.sha256[name] for name in names}))
         return next((fault for fault in found if fault is not None), None)
 
     def _load(self, path: Path) -> None:
@@ -326,21 +324,6 @@ class Checkpointer:
         self._lock = RunLock(self._folder.path / "lock.json")
         return files.attempt_name()
 
-    def _lead(self, work: Callable[[], T]) -> T:
-        """What the leading process's `work` returns or raises, in all processes."""
-        outcome: list[Any] = [None, None]
-        if self._process.leads:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                outcome[1] = error
-        if self._process.world > 1:
-            dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
-
     def _gather(self, part: Written | None) -> list[Written]:
         """The parts of all processes, in the leading one."""
         assert part is not None
@@ -349,14 +332,6 @@ class Checkpointer:
         parts: list[Any] = [None] * self._process.world
         dist.gather_object(part, parts if self._process.leads else None)
         return parts
-
-    def _gather_all(self, value: T) -> list[T]:
-        """The values of all processes, in all of them."""
-        if self._process.world == 1:
-            return [value]
-        values: list[Any] = [None] * self._process.world
-        dist.all_gather_object(values, value)
-        return values
 
     def _say(self, level: int, message: str, *values: object) -> None:
         if self._process.leads:

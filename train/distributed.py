@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import regex
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from pipeline.stop import Stopped
 from train.launch import Place, place
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,29 @@ class Process:
         sums = total.tolist()
         tensors, numbers = iter(sums[: len(there)]), iter(sums[len(there) :])
         return tuple(next(tensors if isinstance(v, Tensor) else numbers) for v in values)
+
+    def led(self, work: Callable[[], T]) -> T:
+        """What `work`, in the leading process, returns or raises, in all processes."""
+        outcome: list[Any] = [None, None]
+        if self.leads:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        if self.world > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in all of them."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Return when every process has come here."""

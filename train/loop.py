@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -149,11 +150,12 @@ class _Training:
 
                 # The one place where processes agree: what they learn here, they learn alike.
                 self.heart.enter(Phase.REDUCE, step)
-                stop, clock, writing, substituted, loss, grad_norm, *by_direction = (
+                stop, clock, writing, substituted, damaged, loss, grad_norm, *by_direction = (
                     self.process.sum(
                         bool(self.attempt.stop),
                         *self.checkpoints.votes(),
                         batch.substituted,
+                        len(self.loader.lost.uids),
                         *(figures / self.process.world),
                     )
                 )
@@ -179,7 +181,7 @@ class _Training:
                 ends = progress.step == self.steps
                 if metrics and (ends or progress.step % self.settings.log_every_steps == 0):
                     epoch = self.order.epochs(progress.step + detour)
-                    metrics.write(row(self.step, taken, progress, window, epoch))
+                    metrics.write(row(self.step, taken, progress, window, epoch, int(damaged)))
                     window = Window()
                 if metrics:
                     done, total = (n * self.settings.batch for n in (progress.step, self.steps))
@@ -203,9 +205,13 @@ class _Training:
         """Write the model; every process waits for it."""
         self.heart.enter(Phase.SAVE, progress.step)
         net = self.step.whole_net()
+        folder = self.attempt.folder
         if self.process.leads:
-            margin = self.settings.data.margin
-            save_model(self.attempt.folder, net, self.described, margin, self.summary)
+            save_model(folder, net, self.described, self.settings.data.margin, self.summary)
+        source = self.process.led(lambda: folder)
+        if source != folder:  # under torchrun and srun each process has an attempt of its own
+            for path in files.walk(source):
+                shutil.copyfile(path, folder / path.name)
         self.heart.enter(Phase.WAIT, progress.step)
         self.process.wait()
 

@@ -8,6 +8,7 @@
   GPU's peak, null where that is not known), `memory_bytes` (peak of the first process)
 - `skipped` (steps whose update was left out), `substituted` (samples that stood in for an
   undecodable one): totals since the first step
+- `damaged` (different samples that each process could not use since it started, added up)
 
 Trackers are mirrors of it; `training.json` beside it says what is being trained. Reading needs no
 torch: a report is made without it.
@@ -15,13 +16,17 @@ torch: a report is made without it.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import files
 from train.trackers import Mirrors, Row
@@ -29,6 +34,8 @@ from train.trackers import Mirrors, Row
 if TYPE_CHECKING:
     from train.checkpoint import Progress
     from train.step import Taken, TrainStep
+
+log = logging.getLogger(__name__)
 
 _MEANS = (
     "loss",
@@ -50,14 +57,14 @@ class Metrics:
         self._path = path
         self._step = step
         self._mirrors = mirrors
-        self._stream: IO[str] | None = None
+        self._stream: FileIO | None = None
         self.note = ""
         """The last row in a few words, for who looks at a terminal."""
 
     def __enter__(self) -> Metrics:
         kept = "".join(_until(self._path, self._step)) if self._step else ""
         files.write_atomic(self._path, kept)
-        self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = self._path.open("ab", buffering=0)
         if self._mirrors:
             for line in kept.splitlines():
                 self._mirrors.send(json.loads(line))  # what a killed process had not sent
@@ -73,11 +80,20 @@ class Metrics:
         self._stream.close()
 
     def write(self, row: Row) -> None:
-        """Append a row; it has a `step`, the number of steps done."""
+        """Append a row; it has a `step`, the number of steps done.
+
+        Where the disk is full, the row is left out with a warning: training is worth more.
+        """
         assert self._stream is not None
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-        self._stream.write(json.dumps(short) + "\n")
-        self._stream.flush()
+        whole = os.fstat(self._stream.fileno()).st_size
+        try:
+            line = (json.dumps(short) + "\n").encode()
+            if self._stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            log.warning("%s: step %d is not recorded (%s)", self._path, row["step"], error.strerror)
+            self._stream.truncate(whole)
         if self._mirrors:
             self._mirrors.send(short)
         self.note = note(row)
@@ -105,7 +121,12 @@ class Window:
 
 
 def row(
-    step: TrainStep, taken: Taken, progress: Progress, window: Window, epoch: float
+    step: TrainStep,
+    taken: Taken,
+    progress: Progress,
+    window: Window,
+    epoch: float,
+    damaged: int,
 ) -> dict[str, float | int | None]:
     """What is recorded after a step."""
     from train.hardware import peak_memory_bytes
@@ -129,6 +150,7 @@ def row(
         "memory_bytes": peak_memory_bytes(step.process.device),
         "skipped": progress.skipped,
         "substituted": progress.substituted,
+        "damaged": damaged,
     }
 
 

@@ -59,5 +59,13 @@ def _evaluate(attempt: Attempt) -> Stats:
     return evaluate(attempt)
 
 
-TRAIN = Stage("train", ("pack",), _plan_train, _train, unit="samples seen", version=2)
+TRAIN = Stage(
+    name="train",
+    needs=("pack",),
+    plan=_plan_train,
+    work=_train,
+    unit="samples seen",
+    version=2,
+    is_limited=False,
+)
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.local import resident_bytes
+from pipeline import runner
+from pipeline.local import LocalExecutor, LocalSettings, resident_bytes
 from pipeline.runner import Advance, TasksFailed
 from pipeline.stage import Run
 from pipeline.stop import StopFlag, Stopped
+from tests.pipeline import toy
 from tests.pipeline.toy import Recorder
 
 Call = Callable[..., tuple[Run, Advance]]
@@ -39,6 +42,16 @@ def test_a_hanging_task_is_killed_at_its_wall_limit(advance: Call) -> None:
     run, _ = advance({"fault": "hang", "count": 2}, wall_limit_s=2.0)
     assert total(run) == 3
     assert time.monotonic() - began < 30
+
+
+def test_a_stage_without_limits_takes_its_time(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", toy.Toy())
+    settings = LocalSettings(wall_limit_s=0.01, memory_gb=0.001, attempts=1)
+    stages = [replace(stage, is_limited=False) for stage in toy.STAGES]
+    stop = StopFlag()
+    executor = LocalExecutor(settings, stop, (sys.executable, "-m", "tests.pipeline.toy"))
+    done = runner.advance(run, stages, executor, stop, Recorder())
+    assert done.ran == {"numbers": 3, "total": 4}
 
 
 def test_a_task_over_its_memory_limit_is_killed(advance: Call) -> None:

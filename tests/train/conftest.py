@@ -132,7 +132,7 @@ def attempt(tmp_path: Path) -> Callable[..., Attempt]:
             "threads": 1,
             "log_every_steps": 2,
             "model": TINY_MODEL,
-            "data": {"lanes": 4, "block_samples": 5, "margin": 2},
+            "data": {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 0},
             "lr": 2e-3,
             "warmup_steps": 3,
             "checkpoint": {"every_steps": 4},

@@ -54,7 +54,7 @@ SETTINGS: dict[str, object] = {
     "threads": 1,
     "log_every_steps": 1,
     "model": VIT,
-    "data": {"lanes": 4, "block_samples": 5, "margin": 2},
+    "data": {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 0},
     "lr": 1e-3,
     "warmup_steps": 3,
     "checkpoint": {"every_steps": 10},

@@ -155,7 +155,7 @@ def test_the_marker_names_every_file_with_its_checksum(tmp_path: Path) -> None:
     folder = tmp_path / "step-0000000001"
     state = json.loads((folder / MARKER).read_text())
     assert sorted(state["sha256"]) == sorted(p.name for p in folder.iterdir() if p.name != MARKER)
-    assert state["progress"] == {"step": 1, "skipped": 0, "substituted": 0}
+    assert state["progress"] == {"step": 1, "skipped": 0, "substituted": 0, "guard": {}}
 
 
 def test_killed_before_every_operation_on_a_file(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -99,7 +101,7 @@ def test_means_are_over_the_window_and_rates_per_process(monkeypatch: pytest.Mon
     window.began = time.monotonic() - 2.0
     window.waited = 0.5
     progress: Any = SimpleNamespace(step=30, skipped=1, substituted=2)
-    made = row(_step(4, 10**9), taken, progress, window, epoch=1.5)
+    made = row(_step(4, 10**9), taken, progress, window, epoch=1.5, damaged=2)
     assert (made["loss"], made["loss_image_to_text"], made["loss_text_to_image"]) == (2, 2.5, 1.5)
     assert (made["accuracy_image_to_text"], made["accuracy_text_to_image"]) == (0.25, 0.75)
     assert made["temperature"] == pytest.approx(0.02)
@@ -110,6 +112,26 @@ def test_means_are_over_the_window_and_rates_per_process(monkeypatch: pytest.Mon
     assert peak and made["mfu"] == pytest.approx(16 * 1e9 / peak, rel=0.01)
     assert (made["skipped"], made["substituted"]) == (1, 2)
     assert note(made) == "loss 2.000, temperature 0.0200, 64 samples/s"
+
+
+def test_a_full_disk_costs_rows_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Metrics(path, 0) as metrics:
+        metrics.write({"step": 1, "loss": 1.0})
+        room = path.stat().st_size + 10  # for a part of the next line
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            metrics.write({"step": 2, "loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+        metrics.write({"step": 3, "loss": 1.0})
+    assert _steps(path) == [1, 3]
+    assert "step 2 is not recorded" in caplog.text
 
 
 def test_reading_needs_no_torch() -> None:
