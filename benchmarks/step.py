@@ -136,7 +136,7 @@ def batch_of(settings: TrainSettings, size: int, step: int = 0) -> Batch:
 <<<<<<< HEAD
     return Batch(step, image, tokens, [], 0, [])
 =======
-    return Batch(step, image, tokens, [], 0)
+    return Batch(step, image, tokens, [], 0, [])
 >>>>>>> step
 
 
