@@ -133,11 +133,7 @@ def batch_of(settings: TrainSettings, size: int, step: int = 0) -> Batch:
     image = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(1, 49_000, (size, context), generator=generator)
     tokens[:, -1] = 49_407
-<<<<<<< HEAD
     return Batch(step, image, tokens, [], 0, [])
-=======
-    return Batch(step, image, tokens, [], 0, [])
->>>>>>> step
 
 
 def normalised(image: Tensor) -> Tensor:
@@ -168,14 +164,10 @@ def _small(name: str) -> dict[str, Any]:
     settings = _settings(SMALL[name], batch=SMALL_BATCH)
     ours, peer = _both(settings, Process(0, 1, torch.device("cpu")))
     batch = batch_of(settings, SMALL_BATCH)
-<<<<<<< HEAD
-    both = partial(ours, batch), partial(peer, 0, normalised(batch.image), batch.tokens)
-=======
     both: list[Callable[[], object]] = [
         partial(ours, batch),
         partial(peer, 0, normalised(batch.image), batch.tokens),
     ]
->>>>>>> step
     for once in both:
         _repeat(once, _WARMUP_STEPS)
     # A step each in turns, and medians: the best of a few long runs is luck on a shared machine.
