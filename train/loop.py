@@ -25,6 +25,7 @@ from pipeline.stop import Stopped
 from train import distributed, initial_weights, page, replicas, towers, trackers
 from train.checkpoint import Checkpointer, Progress
 from train.data.index import Index
+from train.data.loader import Batch
 from train.data.stream import open_index, open_stream
 from train.distributed import Process
 from train.guard import Guard, Incident, Memory, TrainingDiverged
@@ -155,10 +156,12 @@ class _Training:
                         bool(self.attempt.stop),
                         *self.checkpoints.votes(),
                         batch.substituted,
-                        len(self.loader.lost.uids),
+                        len(batch.damaged),
                         *(figures / self.process.world),
                     )
                 )
+                if damaged:
+                    self._share(batch)
                 verdict = self.guard.judge(memory, step, loss, grad_norm)
                 memory = verdict.memory
                 if verdict.skip:
@@ -181,7 +184,8 @@ class _Training:
                 ends = progress.step == self.steps
                 if metrics and (ends or progress.step % self.settings.log_every_steps == 0):
                     epoch = self.order.epochs(progress.step + detour)
-                    metrics.write(row(self.step, taken, progress, window, epoch, int(damaged)))
+                    lost = len(self.loader.lost.uids)
+                    metrics.write(row(self.step, taken, progress, window, epoch, lost))
                     window = Window()
                 if metrics:
                     done, total = (n * self.settings.batch for n in (progress.step, self.steps))
@@ -244,6 +248,11 @@ class _Training:
         except replicas.ReplicasDiffer as error:
             self._write_incident({"what": "replicas", "step": step, "error": str(error)})
             raise
+
+    def _share(self, batch: Batch) -> None:
+        """Let every process know the samples that any of them could not use."""
+        met = [uid for uids in self.process.gather(batch.damaged) for uid in uids]
+        self.loader.lost.add((uid, "another process met it") for uid in met)
 
     def _record(self, incident: Incident, memory: Memory) -> None:
         """Log an incident, and keep the identifiers of its batch, as the order has them."""

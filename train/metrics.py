@@ -8,7 +8,7 @@
   GPU's peak, null where that is not known), `memory_bytes` (peak of the first process)
 - `skipped` (steps whose update was left out), `substituted` (samples that stood in for an
   undecodable one): totals since the first step
-- `damaged` (different samples that each process could not use since it started, added up)
+- `damaged`: different samples that could not be used, since this attempt began
 
 Trackers are mirrors of it; `training.json` beside it says what is being trained. Reading needs no
 torch: a report is made without it.
