@@ -49,7 +49,9 @@ class Tally:
 class Reporting(Attempt):
     """An attempt that writes every step's number to a pipe."""
 
-    def progress(self, done: int, total: int | None = None, unit: str = "rows") -> None:
+    def progress(
+        self, done: int, total: int | None = None, unit: str = "rows", note: str = ""
+    ) -> None:
         os.write(self.pipe, (done // BATCH).to_bytes(4, "little"))
 
     pipe: int = -1

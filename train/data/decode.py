@@ -18,8 +18,6 @@ from PIL import Image, UnidentifiedImageError
 
 # The loader's processes are the parallelism; OpenCV's threads would compete with them.
 cv2.setNumThreads(1)
-# PIL's own limit, a warning at one size and an error at another, gives way to `max_pixels`.
-Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 1 << 26
 """Largest picture that is decoded, width times height: 67 megapixels, 200 MB as RGB."""
