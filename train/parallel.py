@@ -116,9 +116,7 @@ class Threaded(Towers):
 class Replicated(Towers):
     """The whole model in every process; gradients are averaged while going backward."""
 
-    def __init__(
-        self, net: CLIP, process: Process, *, bfloat16: bool, graph_is_static: bool
-    ) -> None:
+    def __init__(self, net: CLIP, process: Process, *, bfloat16: bool) -> None:
         super().__init__(net, process, bfloat16=bfloat16)
         # After its first pass, DDP groups the gradients anew, and groups decide how sums are
         # rounded: the first step after a restart would round as no other does.
@@ -126,7 +124,7 @@ class Replicated(Towers):
         self._replica = DistributedDataParallel(
             net,
             gradient_as_bucket_view=True,
-            static_graph=graph_is_static,
+            # Not static_graph: steps after a restart would round as none did before.
             **_NO_BROADCAST,  # see the top
         )
 
@@ -206,9 +204,7 @@ def place(net: CLIP, settings: TrainSettings, process: Process, *, bfloat16: boo
     if mode == "fsdp":
         return Sharded(net, process, bfloat16=bfloat16)
     if mode == "ddp":
-        # DDP may plan ahead only where every step is one backward, of a graph it sees itself.
-        static = settings.chunk == "all" and not compiled
-        return Replicated(net, process, bfloat16=bfloat16, graph_is_static=static)
+        return Replicated(net, process, bfloat16=bfloat16)
     alone = not settings.checkpoint_activations and not compiled
     if device.type == "cpu" and torch.get_num_threads() > 1 and alone and _is_sober(net):
         return Threaded(net, process, bfloat16=bfloat16)

@@ -128,7 +128,9 @@ def test_workers_that_always_die_end_the_run(pack: Pack) -> None:
 def test_storage_that_never_answers_ends_the_run_and_is_named(pack: Pack) -> None:
     with _stalled(open_dataset(pack(9))) as index:
         began = time.monotonic()
-        with pytest.raises(WorkerFailed, match=r"no sign of life for 2 s.*00000\.tar\.fifo.*storage"):
+        with pytest.raises(
+            WorkerFailed, match=r"no sign of life for 2 s.*00000\.tar\.fifo.*storage"
+        ):
             next(_loader(index, workers=1, worker_timeout_s=2).batches(0, 1))
     assert time.monotonic() - began < 20
     assert not _workers_of(os.getpid())
