@@ -208,8 +208,11 @@ def _explain(fault: ErrorDetails, schema: type[Settings], origin: dict[str, str]
 
 def _section(schema: Any, name: str) -> type[Settings] | None:
     """The `Settings` class behind a field, also when it is optional or a mapping's value."""
-    if schema is None or name not in schema.model_fields:
+    if schema is None:
         return None
+    if name not in schema.model_fields:  # a key of the mapping whose values are this class
+        found: type[Settings] = schema
+        return found
     pending = [schema.model_fields[name].annotation]
     while pending:
         kind = pending.pop()

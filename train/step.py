@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict as sharded
 
@@ -132,27 +131,6 @@ class TrainStep:
             return partial(sigmoid_loss, tile=tile)
         bias = None if self.pair_bias is None else self.pair_bias(batch)
         return partial(contrast, tile=tile, bias=bias)
-
-    def state(self) -> dict[str, Any]:
-        """Weights and optimiser as `torch.distributed.checkpoint` saves them, keyed by name.
-
-        Every process calls it. Values are the live tensors, sharded ones as DTensors: a checkpoint
-        that was written under DDP is read under FSDP, and the other way round.
-        """
-        if self.process.world > 1:
-            for buffer in self._statistics:
-                dist.broadcast(buffer, 0)
-        model, optimizer = sharded.get_state_dict(self.net, self.optimizer)
-        return {"model": model, "optimizer": optimizer}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned, here or in other processes; all of them call it."""
-        sharded.set_state_dict(
-            self.net,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
 
     def whole_net(self) -> CLIP:
         """The model with all its weights, in the first process; every process calls it."""

@@ -31,6 +31,8 @@ class Outer(Settings):
     """A number."""
     name: str = ""
     """A word."""
+    named: dict[str, Inner] = Field(default_factory=dict)
+    """More caps, by name."""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -51,6 +53,11 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
     [
         ("balance:\n  capp: 3\n", [], "{path}:2: balance.capp: no such key; did you mean 'cap'?"),
         ("extra:\n  capp: 3\n", [], "{path}:2: extra.capp: no such key; did you mean 'cap'?"),
+        (
+            "named:\n  a:\n    capp: 3\n",
+            [],
+            "{path}:3: named.a.capp: no such key; did you mean 'cap'?",
+        ),
         ("rate: fast\n", [], "{path}:1: rate: Input should be a valid number"),
         ("\nbalance:\n  cap: 0\n", [], "{path}:3: balance.cap: Input should be greater than 0"),
         ("{}", ["balance.cpa=3"], "balance.cpa=3: balance.cpa: no such key; did you mean 'cap'?"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,10 +18,11 @@ from pipeline.config import ConfigError
 from tests.train.conftest import TINY_MODEL
 from tests.train.ranks import together
 from train import parallel, towers
+from train.checkpoint import Checkpointer, Progress
 from train.data.loader import Batch
 from train.distributed import Process
 from train.model import CLIP, load_model, save_model
-from train.settings import TrainSettings
+from train.settings import CheckpointSettings, TrainSettings
 from train.step import Taken, TrainStep
 
 VIT = {**TINY_MODEL, "tower": "vit", "layers": [2], "width": 16, "head_width": 8}
@@ -142,53 +140,39 @@ def test_a_state_written_one_way_is_read_another(tmp_path: Path) -> None:
     together(tmp_path, 2, _load)
     whole = _curve(_step(_settings()))
     alone = _step(_settings())
-    _restore(alone, tmp_path / "checkpoint")
+    _restore(alone, tmp_path / "checkpoints")
     _agree(_curve(alone, first=2), whole[2:])
     for mode in ("ddp", "fsdp"):
         curve = torch.load(tmp_path / f"{mode}.pt")
         _agree([Taken(**taken) for taken in curve], whole[2:])
 
 
+def _checkpointer(step: TrainStep, folder: Path) -> Checkpointer:
+    settings = CheckpointSettings()
+    return Checkpointer(folder, "digest", step.net, step.optimizer, settings, step.process)
+
+
 def _save(rank: int, world: int, folder: Path) -> None:
     step = _step(_settings(parallel="fsdp"), rank, world)
     for number in range(2):
         step(_batch(number, rank, world))
-    dcp.save(step.state(), checkpoint_id=folder / "checkpoint")
+    with _checkpointer(step, folder / "checkpoints") as saving:
+        saving.after_step(Progress(2), now=True)
 
 
 def _load(rank: int, world: int, folder: Path) -> None:
     for mode in ("ddp", "fsdp"):
         step = _step(_settings(parallel=mode, seed=4), rank, world)
-        _restore(step, folder / "checkpoint")
+        _restore(step, folder / "checkpoints")
         step.settings = _settings(parallel=mode)
         curve = _curve(step, rank, world, first=2)
         if rank == 0:
             torch.save([asdict(taken) for taken in curve], folder / f"{mode}.pt")
 
 
-def _restore(step: TrainStep, checkpoint: Path) -> None:
-    state = step.state()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(state, checkpoint_id=checkpoint)
-    step.load_state(state)
-
-
-def test_a_state_is_exact() -> None:
-    whole = _curve(_step(_settings(model=TINY_MODEL)))
-    first, second = (_step(_settings(model=TINY_MODEL, seed=seed)) for seed in (3, 4))
-    first(_batch(0))
-    first(_batch(1))
-    second.load_state(first.state())
-    second.settings = first.settings
-    assert _curve(second, first=2) == whole[2:]
-
-
-def test_a_state_can_be_saved_before_the_first_step() -> None:
-    first, second = _step(_settings()), _step(_settings(seed=4))
-    second.load_state(deepcopy(first.state()))
-    second.settings = first.settings
-    assert _curve(second) == _curve(first)
+def _restore(step: TrainStep, folder: Path) -> None:
+    with _checkpointer(step, folder) as saving:
+        assert saving.resume() == Progress(2)
 
 
 @pytest.fixture
