@@ -22,7 +22,7 @@ def _suffixes() -> tldextract.TLDExtract:
     return tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
 
 
-@functools.lru_cache(maxsize=1 << 18)
+@functools.lru_cache(maxsize=1 << 16)
 def registered(host: str) -> str:
     """`example.co.uk` for `img.example.co.uk`; what is no name stands for itself.
 

@@ -39,7 +39,7 @@ from pipeline.stage import Attempt
 _BATCH_ROWS = 65_536
 _ROW_GROUP = 16_384
 _RANGE_ENTRIES = 1_000_000  # of 28 bytes (36 with domains); sorting takes three times as much
-_HEADS = 100  # queries whose domains are reported
+_HEADS = 30  # queries whose domains are reported; up to cap rows each while they are counted
 _DOMAINS = 10  # domains reported of each
 _SERVED_TABLES = 16  # held before they are added up
 

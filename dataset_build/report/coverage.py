@@ -141,7 +141,7 @@ def _domains(build: Build, wanted: Sequence[int]) -> dict[int, list[list[Any]]] 
     if not paths:
         return None
     found: dict[int, list[list[Any]]] = {query: [] for query in wanted}
-    for row in pq.read_table(paths[0]).to_pylist():  # ten rows for each of a hundred queries
+    for row in pq.read_table(paths[0]).to_pylist():  # ten rows for each of some queries
         if row["query_id"] in found:
             found[row["query_id"]].append([row["domain"], row["selected"]])
     return found
