@@ -182,7 +182,7 @@ class Checkpointer:
     @property
     def idle(self) -> bool:
         """Whether this process has nothing to do for the save under way, if there is one."""
-        return self._save is None or _done(self._save.work)
+        return self._save is None or self._save.work is None or self._save.work.done()
 
     def finish(self, step: int | None = None) -> None:
         """Return when no save is under way."""
@@ -194,10 +194,8 @@ class Checkpointer:
     def _restore(self, before: int | None) -> Progress | None:
         self.finish()
         passed: list[Path] = []
-        found = self._process.led(lambda: self._folder.find(self._digest, *self._also))
-        if before is not None:
-            found.sort(key=lambda pair: _distance(pair[0], before))
-        for path, said in found:
+        look = partial(self._folder.find, self._digest, *self._also, before=before)
+        for path, said in self._process.led(look):
             fault = said if isinstance(said, str) else self._fault(path, said)
             if fault is None:
                 assert isinstance(said, Checkpoint)
@@ -336,16 +334,6 @@ class Checkpointer:
     def _say(self, level: int, message: str, *values: object) -> None:
         if self._process.leads:
             log.log(level, message, *values)
-
-
-def _distance(path: Path, before: int) -> tuple[bool, int]:
-    """Orders checkpoints: those of step `before` or earlier first, the newest of them first."""
-    step = int(path.name.removeprefix("step-"))
-    return step > before, abs(step - before)
-
-
-def _done(work: Future[Any] | None) -> bool:
-    return work is None or work.done()
 
 
 def _reason(error: BaseException | None) -> tuple[bool, str] | None:

@@ -105,9 +105,13 @@ class CheckpointFolder:
             except OSError as error:
                 log.warning("%s cannot be deleted (%s)", path, error.strerror)
 
-    def find(self, digest: str, *also: Path) -> list[tuple[Path, Checkpoint | str]]:
+    def find(
+        self, digest: str, *also: Path, before: int | None = None
+    ) -> list[tuple[Path, Checkpoint | str]]:
         """Checkpoints of a configuration, newest first, each with what it says or its fault.
 
+        If `before` is given, those of that step or earlier come first, then the others, oldest
+        first.
         Contents are not verified. What a killed process left half-written is deleted. Checkpoints
         of other configurations may be days of work: they are moved out of the way, with `also`.
         """
@@ -116,7 +120,10 @@ class CheckpointFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         found: list[tuple[Path, Checkpoint | str]] = []
         aside: Path | None = None
-        for path, step in self._newest_first():
+        listed = self._newest_first()
+        if before is not None:
+            listed.sort(key=lambda pair: (pair[1] > before, abs(pair[1] - before)))
+        for path, step in listed:
             said = _read(path, step)
             if isinstance(said, str) or said.digest == digest:
                 found.append((path, said))
