@@ -62,9 +62,9 @@ def export(run: Run, format: Format, to: Path) -> Path:
     files.fsync(to.parent)
     if format == "open_clip" and preprocess["resize"] != preprocess["size"]:
         log.warning(
-            "open_clip resizes to %d where this model was evaluated with %d; README.md has the "
-            "line that sets it right",
-            *(preprocess["size"], preprocess["resize"]),
+            "open_clip resizes to %d where this model was trained with %d; %s has the line that "
+            "sets it right",
+            *(preprocess["size"], preprocess["resize"], to / "README.md"),
         )
     return to
 

@@ -224,13 +224,15 @@ def _named_memory(pid: int) -> list[str]:
 
 def test_nothing_stays_behind(pack: Pack) -> None:
     index = open_dataset(pack(23))
+    mine = _named_memory(os.getpid())  # other tests may have left some
 
     def use() -> None:
         with closing(_loader(index).batches(0, 9)) as batches:
             next(batches)
             workers = _workers_of(os.getpid())
             assert len(workers) == 2
-            assert not any(_named_memory(pid) for pid in (os.getpid(), *workers))
+            assert not any(_named_memory(pid) for pid in workers)
+            assert _named_memory(os.getpid()) == mine
 
     use()
     assert not _workers_of(os.getpid())
