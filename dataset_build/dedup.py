@@ -26,6 +26,7 @@ from pydantic import Field
 from dataset_build import domains, records, selection, uid_range
 from dataset_build.hashing import U64, halves
 from dataset_build.neighbours import changes, place_in_run
+from pipeline import files
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -151,7 +152,7 @@ def _ranges(attempt: Attempt, paths: Sequence[Path], bucket: int) -> Iterator[pa
     def read() -> Iterator[pa.Table]:
         for path in paths:
             attempt.stop.check()
-            with pq.ParquetFile(path) as matched:
+            with files.open_parquet(path) as matched:
                 yield matched.read_row_group(bucket, columns=records.MATCHED.names)
 
     rows = sum(pq.read_metadata(path).row_group(bucket).num_rows for path in paths)

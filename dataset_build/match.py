@@ -25,6 +25,7 @@ from dataset_build import records
 from dataset_build.hashing import halves, identify
 from dataset_build.phrases import PhraseTree
 from dataset_build.text import metaclip_spaced, normalise
+from pipeline import files
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -233,7 +234,7 @@ def _match(attempt: Attempt) -> Stats:
     stats = Stats()
     edges = np.array([b * 2**64 // settings.buckets for b in range(settings.buckets)], np.uint64)
     slices: list[list[pa.Table]] = [[records.MATCHED.empty_table()] for _ in edges]
-    with pq.ParquetFile(path) as candidates:
+    with files.open_parquet(path) as candidates:
         groups = candidates.num_row_groups
         share = range(groups * part // parts, groups * (part + 1) // parts)
         total = sum(candidates.metadata.row_group(group).num_rows for group in share)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dataset_build.hashing import halves
+from pipeline import files
 
 _BATCH_ROWS = 16_384
 _ANY = pa.binary()  # comparisons and sorting know this type, not the fixed-size one
@@ -59,7 +59,7 @@ class Ascending:
         first: bytes = bytes(16),
         last: bytes = b"\xff" * 16,
     ) -> None:
-        self._parquet = pq.ParquetFile(path)
+        self._parquet = files.open_parquet(path)
         metadata = self._parquet.metadata
         groups = [
             group
@@ -110,7 +110,7 @@ def read(
     schema = None
     for path in paths:
         check()
-        with pq.ParquetFile(path) as parquet:
+        with files.open_parquet(path) as parquet:
             schema = pa.schema([parquet.schema_arrow.field(name) for name in names])
             for group in range(parquet.num_row_groups):
                 if _outside(parquet.metadata.row_group(group), first, last):

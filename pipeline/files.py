@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _CHUNK = 1 << 20
 _WHOLE = 64 << 20  # an input up to 64 MiB is identified by all of its bytes
@@ -16,6 +17,17 @@ _WHOLE = 64 << 20  # an input up to 64 MiB is identified by all of its bytes
 def attempt_name() -> str:
     """A name that no other attempt on any host ever has: host, process, random."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def open_parquet(source: Any) -> Any:
+    """A `pyarrow.parquet.ParquetFile` of a path or a stream, to be read piece by piece.
+
+    pyarrow reads ahead by default, and holds what it has passed until the file is closed: as much
+    memory as the file has bytes.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, pre_buffer=False)
 
 
 def fsync(path: Path) -> None:

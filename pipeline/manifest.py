@@ -303,9 +303,7 @@ def _check_output(path: Path, folder: Path) -> Output:
 
 
 def _parquet_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as parquet:
+    with files.open_parquet(path) as parquet:
         read: int = sum(batch.num_rows for batch in parquet.iter_batches(batch_size=4096))
         if read != parquet.metadata.num_rows:
             raise Damaged(f"{read} rows read, {parquet.metadata.num_rows} declared")

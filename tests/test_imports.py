@@ -44,3 +44,13 @@ def test_the_command_line_starts_without_the_heavy_libraries(module: str) -> Non
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_parquet_files_are_opened_in_one_way() -> None:
+    opening = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("pipeline", *PACKAGES)
+        for path in (ROOT / package).rglob("*.py")
+        if "ParquetFile(" in path.read_text()
+    ]
+    assert opening == ["pipeline/files.py"]

@@ -33,6 +33,7 @@ from dataset_build.thresholds import (
     missing,
     priority,
 )
+from pipeline import files
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
 
@@ -305,7 +306,7 @@ def _sum(paths: Iterable[Path]) -> U64:
 
 def _read(attempt: Attempt, path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Batches of a parquet file; a stop is honoured between them."""
-    with pq.ParquetFile(path) as parquet:
+    with files.open_parquet(path) as parquet:
         done = 0
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
             attempt.stop.check()

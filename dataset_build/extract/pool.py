@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset_build.extract.candidates import Candidates
+from pipeline import files
 from pipeline.config import UserError
 
 # As LAION, CommonPool, COYO, CC3M/CC12M, RedCaps and WIT call them; compared in lower case.
@@ -33,7 +33,7 @@ def extract(
     itself only. Raises `UserError` if the file is no parquet or has no such columns.
     """
     try:
-        parquet = pq.ParquetFile(path)
+        parquet = files.open_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}); fetch it again") from None
     with parquet:

@@ -23,6 +23,7 @@ from dataset_build.queries.counts import PairCounts
 from dataset_build.queries.wordnet import synset_names
 from dataset_build.records import QUERIES
 from dataset_build.text import clean, normalise
+from pipeline import files
 from pipeline.config import UserError
 from pipeline.manifest import Stats
 
@@ -149,7 +150,7 @@ def _bigrams(
         own = pl.read_parquet(words_path, columns=["word"])
         numbers = own.join(vocabulary, on="word", how="left", maintain_order="left")["number"]
         renumber = numbers.fill_null(0).to_numpy().astype(np.uint64)
-        with pq.ParquetFile(pairs_path) as parquet:
+        with files.open_parquet(pairs_path) as parquet:
             for batch in parquet.iter_batches(batch_size=1 << 22):
                 first, second, counts = (column.to_numpy() for column in batch.columns)
                 first, second = renumber[first], renumber[second]

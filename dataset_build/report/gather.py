@@ -48,6 +48,7 @@ import pyarrow.parquet as pq
 
 from dataset_build.report import coverage, per_query, pictures, training
 from dataset_build.report.published import Absent, Build, Published
+from pipeline import files
 from pipeline.stage import Run, Stage
 
 PAIRS_PASS = ("extract", "match", "dedup", "balance", "download", "screen", "pack")
@@ -190,7 +191,7 @@ def _downloads(build: Build) -> dict[str, Any]:
     shorter_side: Counter[int] = Counter()
     columns = ["status", "http_status", "original_width", "original_height"]
     for path in build.need("download", "fetched-*.parquet"):
-        with pq.ParquetFile(path) as parquet:
+        with files.open_parquet(path) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH, columns=columns):
                 outcomes.update(_values(batch.column("status")))
                 http.update(_values(batch.column("http_status").cast(pa.string())))

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build.report.published import Absent, Build
+from pipeline import files
 
 Counts = npt.NDArray[np.int64]
 
@@ -120,7 +121,7 @@ def read_packed(index: Path, queries: int) -> Packed:
     """One pass over the index, reading five of its columns."""
     sums = Packed(np.zeros(queries, np.int64), np.zeros(queries, np.int64))
     columns = ["query_ids", "selected_by", "text_bytes", "width", "height"]
-    with pq.ParquetFile(index) as file:
+    with files.open_parquet(index) as file:
         for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
             sums.pairs += batch.num_rows
             sums.chosen_by += _occurrences(batch.column("selected_by"), queries)

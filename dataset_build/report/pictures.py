@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from pipeline import files
 
 COUNT = 48
 MAX_BYTES = 1_500_000
@@ -68,7 +68,7 @@ def sample(index: Path, shards: Mapping[str, Path], count: int = COUNT) -> list[
 
 def _rows(index: Path, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    with pq.ParquetFile(index) as parquet:
+    with files.open_parquet(index) as parquet:
         total = parquet.metadata.num_rows
         chosen = sorted({position * total // count for position in range(count)} if total else ())
         first = 0

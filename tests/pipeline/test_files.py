@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import files
@@ -48,3 +51,17 @@ def test_write_atomic_replaces(tmp_path: Path) -> None:
     files.write_atomic(path, b"two")
     assert path.read_text() == "two"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_reading_a_parquet_file_holds_a_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "large.parquet"
+    noise = np.random.default_rng(0).integers(0, 2**63, 2_000_000)
+    pq.write_table(pa.table({"noise": noise}), path, row_group_size=50_000, use_dictionary=False)
+    before = held = pa.total_allocated_bytes()
+    rows = 0
+    with files.open_parquet(path) as parquet:
+        for batch in parquet.iter_batches(10_000):
+            rows += batch.num_rows
+            held = max(held, pa.total_allocated_bytes())
+    assert rows == noise.size
+    assert held - before < path.stat().st_size / 8

@@ -144,9 +144,7 @@ def read_index(index: Path, shards: Mapping[str, str], dataset: Path | None = No
 
 def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerprint: str) -> Index:
     """`read_index` of an open file; `name` is for messages."""
-    import pyarrow.parquet as pq
-
-    source = pq.ParquetFile(stream)
+    source = files.open_parquet(stream)
     columns = [*_NUMBERS, "uid", "shard"]
     checked = "sha256" in source.schema_arrow.names
     table = source.read(columns=[*columns, *(["sha256"] if checked else [])])

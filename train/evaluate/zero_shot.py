@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import files
 from pipeline.config import UserError
 from train.data import decode
 from train.model import CLIP, Tokenizer
@@ -42,7 +43,7 @@ class Dataset:
     def batches(self, size: int) -> Iterator[tuple[list[bytes], list[int]]]:
         """Pictures, encoded, and their labels, at most `size` at a time."""
         for path in self.files:
-            with pq.ParquetFile(path) as parquet:
+            with files.open_parquet(path) as parquet:
                 for rows in parquet.iter_batches(size, columns=["image", "label"]):
                     images: list[bytes] = rows["image"].to_pylist()
                     labels: list[int] = rows["label"].to_pylist()
@@ -88,7 +89,7 @@ def open_dataset(name: str, paths: Sequence[Path]) -> Dataset:
     """
     images = 0
     for path in paths:
-        with pq.ParquetFile(path) as parquet:
+        with files.open_parquet(path) as parquet:
             missing = {"image", "label"} - set(parquet.schema_arrow.names)
             if missing:
                 raise EvaluationError(f"{path}: has no column {sorted(missing)[0]!r}")
