@@ -39,7 +39,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
     stood_still, whole, peer, quiet, beside = [], [], [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        settings = CheckpointSettings(every_steps=1)
+        settings = CheckpointSettings(max_lost_steps=2)
         process = Process(0, 1, torch.device("cpu"))
         folder = Path(scratch)
         with Checkpointer(folder, "", model, optimizer, settings, process) as saving:

@@ -32,7 +32,7 @@ from train import loop
 from train.settings import TrainSettings
 from train.training_state import TrainingState
 
-BATCH, EVERY = 8, 20
+BATCH, MAX_LOST = 8, 20
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Trainers:
             "model": TINY_MODEL,
             "data": {"lanes": 4, "block_samples": 5, "workers": 1},
             "warmup_steps": 3,
-            "checkpoint": {"every_steps": EVERY},
+            "checkpoint": {"max_lost_steps": MAX_LOST},
         }
         config = Config(train=TrainSettings.model_validate(settings))
         reads = [packed / "index.parquet", packed / "dataset.json", *packed.glob("shards/*.tar")]
@@ -165,9 +165,9 @@ def disturbed(packed: Path, run: Path, steps: int, ranks: int, kills: int, seed:
     reached: int | None = None  # by the trainer that was killed last
     while tally.kills < kills:
         trainers = Trainers(packed, run, steps, ranks)
-        # A kill that is aimed waits for a save, an interval at most: none may come after the end.
-        room = steps - (reached or 0) - 2 * EVERY
-        after_steps = dice.randrange(max(1, min(4 * EVERY, room)))
+        # A kill that is aimed waits for a save: none may come after the end.
+        room = steps - (reached or 0) - MAX_LOST
+        after_steps = dice.randrange(max(1, min(2 * MAX_LOST, room)))
         told = _kill(trainers, after_steps, dice, aimed=room > 0 and tally.kills % 2 == 1)
         assert told is not None, f"all steps were done before kill {tally.kills + 1}"
         tally.kills += 1
@@ -211,9 +211,8 @@ def measure(folder: Path, *, kills: int, ranks: int, steps: int, seed: int = 0) 
     same = sha256(last.out / "0/model.safetensors") == sha256(quiet.out / "0/model.safetensors")
     assert same, "the final weights differ from those of the undisturbed training"
     left = sorted(path.name for path in last.checkpoints.iterdir())
-    assert left == [f"step-{step:010d}" for step in (steps - EVERY, steps)], left
-    # Of the interval that a kill ends, and of the one whose checkpoint was still being written.
-    assert max(tally.lost, default=0) <= 2 * EVERY, tally
+    assert left == [f"step-{step:010d}" for step in (steps - MAX_LOST // 2, steps)], left
+    assert max(tally.lost, default=0) <= MAX_LOST, tally
     return tally
 
 
@@ -249,10 +248,10 @@ def main() -> int:
         seed=options.seed,
     )
     lost = tally.lost or [0]
-    print(f"{options.ranks} ranks, a checkpoint every {EVERY} of {options.steps} steps")
+    print(f"{options.ranks} ranks, {options.steps} steps, of which a kill may cost {MAX_LOST}")
     print(f"{tally.kills} kills, {tally.while_saving} of them left a checkpoint half-written")
-    print(f"steps lost to a kill: mean {sum(lost) / len(lost):.1f}, most {max(lost)}, more than")
-    print(f"an interval {sum(steps > EVERY for steps in lost)} times; final weights equal")
+    print(f"steps lost to a kill: mean {sum(lost) / len(lost):.1f}, most {max(lost)};")
+    print("final weights equal")
     return 0
 
 

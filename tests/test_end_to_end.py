@@ -31,7 +31,7 @@ TINY = [
     "train.model.layers=[1,1,1,1]",
     "train.model.width=8",
     "train.model.text_layers=1",
-    "train.checkpoint.every_steps=3",
+    "train.checkpoint.max_lost_steps=6",
     "train.threads=1",
     "evaluate.threads=1",
 ]

@@ -4,7 +4,8 @@ In the step, state is copied into host memory. A thread of each process then wri
 it back and hashes it; threads never communicate. Processes compare notes between steps, in the
 training thread, where all of them stand at the same line: so no collective can meet another out of
 order, and a failed save is seen by all at one step. When all shares are on the disk, the leading
-process's thread publishes the checkpoint. One save is under way at a time.
+process's thread publishes the checkpoint. One save is under way at a time, and one begins after
+every half of what may be lost: a crash costs that half, and the one whose save was not done.
 """
 
 from __future__ import annotations
@@ -140,9 +141,9 @@ class Checkpointer:
         return progress
 
     def votes(self) -> tuple[bool, bool]:
-        """What all processes must learn of each other before `after_step`: whether the clock says
-        that a save is due, and whether a thread is still at work."""
-        clock = time.monotonic() - self._last_began > 60 * self._settings.every_minutes
+        """What all must learn of each other before `after_step`: whether a save is due by the
+        clock, and whether a thread is still at work."""
+        clock = time.monotonic() - self._last_began > 30 * self._settings.max_lost_minutes
         return clock and self._process.leads, not self.idle
 
     def after_step(
@@ -166,7 +167,7 @@ class Checkpointer:
         clock, unfinished = agreed or self._process.any(*self.votes())
         if self._save is not None and not unfinished:
             self._advance(step)
-        self._due |= clock or step % settings.every_steps == 0
+        self._due |= clock or step % (settings.max_lost_steps // 2) == 0
         if settings.keep_every_steps != "never":
             self._due |= step % settings.keep_every_steps == 0
         if now or (self._due and worth_it):
@@ -206,9 +207,8 @@ class Checkpointer:
                 self._due = False
                 self._last_began = time.monotonic()
                 return said.progress
-            self._say(
-                logging.WARNING, "%s: %s; going on from the checkpoint before it", path, fault
-            )
+            text = "%s: %s; going on from the checkpoint before it"
+            self._say(logging.WARNING, text, path, fault)
             passed.append(path)
         if passed:
             raise CheckpointDamaged(
@@ -224,7 +224,7 @@ class Checkpointer:
             self._say(
                 logging.WARNING,
                 "the checkpoint of step %d waited %.1f s for that of step %d to be written; "
-                "raise train.checkpoint.every_steps, or use a faster disk",
+                "raise train.checkpoint.max_lost_steps, or use a faster disk",
                 *(progress.step, time.monotonic() - began, before.progress.step),
             )
         self._last_began = time.monotonic()

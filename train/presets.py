@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "residual_gain": 1.0,
         },
         "data": {"lanes": 32, "block_samples": 64, "margin": 8},
-        "checkpoint": {"every_steps": 100},
+        "checkpoint": {"max_lost_steps": 200},
     },
 }
 CONTINUED = {"ViT-L/14@336": "ViT-L/14"}

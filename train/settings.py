@@ -143,13 +143,15 @@ class CheckpointSettings(Settings):
     """When the state of training is saved, and how much of it is kept."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"every_steps", "every_minutes", "keep", "keep_every_steps", "max_failed_saves"}
+        {"max_lost_steps", "max_lost_minutes", "keep", "keep_every_steps", "max_failed_saves"}
     )
 
-    every_steps: int = Field(default=1000, ge=1)
-    """Steps between checkpoints; one more is written when training is told to stop."""
-    every_minutes: float = Field(default=15.0, gt=0)
-    """Minutes after the last checkpoint at which one is written even if fewer steps were done."""
+    max_lost_steps: int = Field(default=1000, ge=2)
+    """Steps that a crash may cost at most. A checkpoint is begun twice as often, as it is written
+    while training goes on, and training waits for it where it takes longer than that; one more is
+    written when training is told to stop."""
+    max_lost_minutes: float = Field(default=15.0, gt=0)
+    """Minutes of training that a crash may cost at most, likewise."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints that stay."""
     keep_every_steps: Annotated[int, Field(ge=1)] | Literal["never"] = "never"

@@ -135,7 +135,7 @@ def attempt(tmp_path: Path) -> Callable[..., Attempt]:
             "data": {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 0},
             "lr": 2e-3,
             "warmup_steps": 3,
-            "checkpoint": {"every_steps": 4},
+            "checkpoint": {"max_lost_steps": 8},
         } | changes
         config = Config(train=TrainSettings.model_validate(settings))
         reads = [packed / "index.parquet", packed / "dataset.json"]

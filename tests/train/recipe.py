@@ -57,7 +57,7 @@ SETTINGS: dict[str, object] = {
     "data": {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 0},
     "lr": 1e-3,
     "warmup_steps": 3,
-    "checkpoint": {"every_steps": 10},
+    "checkpoint": {"max_lost_steps": 20},
 }
 
 

@@ -61,7 +61,7 @@ def test_training_goes_on_while_a_checkpoint_of_its_moment_is_written(
 ) -> None:
     disk = Held(monkeypatch)
     toy = Toy("plain", alone())
-    with toy.checkpointer(tmp_path, every_steps=3) as saving:
+    with toy.checkpointer(tmp_path, max_lost_steps=6) as saving:
         for number in range(3):
             toy.step(number)
             saving.after_step(Progress(number + 1))
@@ -86,7 +86,7 @@ def test_one_save_at_a_time_and_the_next_says_that_it_waited(
 ) -> None:
     disk = Held(monkeypatch)
     toy = Toy("plain", alone())
-    with toy.checkpointer(tmp_path, every_steps=1) as saving:
+    with toy.checkpointer(tmp_path, max_lost_steps=2) as saving:
         toy.step(0)
         saving.after_step(Progress(1))
         assert disk.reached.wait(10)
@@ -102,11 +102,11 @@ def test_one_save_at_a_time_and_the_next_says_that_it_waited(
 
 def test_time_makes_a_checkpoint_due_where_steps_do_not(tmp_path: Path) -> None:
     toy = Toy("plain", alone())
-    with toy.checkpointer(tmp_path, every_minutes=1e-9) as saving:
+    with toy.checkpointer(tmp_path, max_lost_minutes=1e-9) as saving:
         toy.step(0)
         saving.after_step(Progress(1))
     assert _steps(tmp_path) == [1]
-    with toy.checkpointer(tmp_path, every_minutes=1e3) as saving:
+    with toy.checkpointer(tmp_path, max_lost_minutes=1e3) as saving:
         saving.resume()
         saving.after_step(Progress(2))
     assert _steps(tmp_path) == [1]
@@ -131,7 +131,7 @@ def test_a_disk_that_refuses_loses_nothing_and_ends_training_when_it_stays_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     toy = Toy("plain", alone(), width=500)
-    with toy.checkpointer(tmp_path, every_steps=1, max_failed_saves=2) as saving:
+    with toy.checkpointer(tmp_path, max_lost_steps=2, max_failed_saves=2) as saving:
 
         def step(number: int) -> None:
             toy.step(number)
@@ -187,7 +187,7 @@ def test_a_full_disk_is_named_with_what_is_needed_and_training_recovers(
     tiny_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     toy = Toy("plain", alone(), width=2500)  # 27,500 numbers, three times: 0.33 MB
-    with toy.checkpointer(tiny_disk, every_steps=1, keep=1) as saving:
+    with toy.checkpointer(tiny_disk, max_lost_steps=2, keep=1) as saving:
         for number in range(1, 5):
             toy.step(number)
             saving.after_step(Progress(number))
@@ -250,9 +250,9 @@ def _stop_and_go_on(kind: str, process: Process, folder: Path, seed: int) -> Non
     dice = random.Random(seed)
     stop = dice.randrange(2, 20)
     last = stop + 52
-    whole = _train(Toy(kind, process), folder / "whole", 0, last, every_steps=20)
-    before = _train(Toy(kind, process), folder / "parts", 0, stop, every_steps=7)
-    after = _train(Toy(kind, process), folder / "parts", stop, last, every_steps=9)
+    whole = _train(Toy(kind, process), folder / "whole", 0, last, max_lost_steps=40)
+    before = _train(Toy(kind, process), folder / "parts", 0, stop, max_lost_steps=14)
+    after = _train(Toy(kind, process), folder / "parts", stop, last, max_lost_steps=18)
     assert len(after) >= 50
     assert before + after == whole
 
@@ -276,7 +276,7 @@ def _on_two_ranks(rank: int, where: str) -> None:
 def _one_rank_cannot_write(kind: str, process: Process, folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     toy = Toy(kind, process, width=500)
-    with toy.checkpointer(folder, every_steps=1, max_failed_saves=1) as saving:
+    with toy.checkpointer(folder, max_lost_steps=2, max_failed_saves=1) as saving:
         toy.step(0)
         saving.after_step(Progress(1))
         saving.finish()
@@ -295,7 +295,7 @@ def _one_rank_cannot_write(kind: str, process: Process, folder: Path) -> None:
 
 
 def _all_pass_over_the_same(kind: str, process: Process, folder: Path) -> None:
-    _train(Toy(kind, process), folder, 0, 6, every_steps=2, keep=3)
+    _train(Toy(kind, process), folder, 0, 6, max_lost_steps=4, keep=3)
     process.wait()
     for name, step in (("__1_0.distcp", 4), (MARKER, 2), ("__0_0.distcp", 0)):
         newest = folder / f"step-{max(_steps(folder)):010d}" / name
@@ -314,7 +314,7 @@ def _all_pass_over_the_same(kind: str, process: Process, folder: Path) -> None:
 
 def _the_first_rank_has_the_clock(process: Process, folder: Path) -> None:
     toy = Toy("ddp", process)
-    with toy.checkpointer(folder, every_minutes=1e-9 if process.leads else 1e9) as saving:
+    with toy.checkpointer(folder, max_lost_minutes=1e-9 if process.leads else 1e9) as saving:
         saving.after_step(Progress(1))
         saving.finish()
     process.wait()

@@ -129,7 +129,7 @@ def test_operational_settings_keep_the_checkpoints(pack: Pack, attempt: Make) ->
     with pytest.raises(Stopped):
         loop.train(attempt(packed, stop=Stopping(6)))
     data = {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 1, "cache_bytes": 0}
-    last = attempt(packed, data=data, checkpoint={"every_steps": 7}, log_every_steps=3)
+    last = attempt(packed, data=data, checkpoint={"max_lost_steps": 14}, log_every_steps=3)
     loop.train(last)
     whole = attempt(packed, run="undisturbed")
     loop.train(whole)
@@ -201,7 +201,7 @@ def test_after_too_many_skips_training_goes_back_and_past_their_data(
 ) -> None:
     packed = pack(20)
     poison = Poison(monkeypatch, 9, 11, 13)
-    change = {"max_skipped_steps": 2, "checkpoint": {"every_steps": 4, "keep": 9}}
+    change = {"max_skipped_steps": 2, "checkpoint": {"max_lost_steps": 8, "keep": 9}}
     whole = attempt(packed, run="undisturbed", **change)
     stats = loop.train(whole)
     # The third skip, at 13, leads back to the checkpoint before the first, that of step 8.
@@ -240,7 +240,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_in_advice(
 
     monkeypatch.setattr(optim, "learning_rate", learning_rate)
     packed = pack(40)
-    change = {"spike_steps": 6, "checkpoint": {"every_steps": 4, "keep": 4}, "samples": 8 * 100}
+    change = {"spike_steps": 6, "checkpoint": {"max_lost_steps": 8, "keep": 4}, "samples": 8 * 100}
     assert "rewinds" not in loop.train(attempt(packed, run="healthy", **change)).counts
     fault = 1e4
     run = attempt(packed, max_rewinds=2, **change)

@@ -138,7 +138,7 @@ def test_a_gpus_state_is_copied_into_pinned_memory_of_its_moment(tmp_path: Path)
     toy = Toy("plain", process, width=2000)
     toy.step(0)
     moment = toy.tensors()
-    with toy.checkpointer(tmp_path, every_steps=1) as saving:
+    with toy.checkpointer(tmp_path, max_lost_steps=2) as saving:
         saving.after_step(Progress(1))
         toy.step(1)  # goes on at once, while the copy is written
     share = TrainingState(toy.net, toy.optimizer, process).copy()

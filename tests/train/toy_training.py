@@ -76,7 +76,7 @@ class Toy:
 
     def checkpointer(self, folder: Path, digest: str = "one", **settings: Any) -> Checkpointer:
         """Of this training's state; checkpoints are asked for, not due, unless settings differ."""
-        chosen = CheckpointSettings.model_validate({"every_steps": 10**6, **settings})
+        chosen = CheckpointSettings.model_validate({"max_lost_steps": 10**6, **settings})
         state = (self.net, self.optimizer)
         return Checkpointer(folder, digest, *state, chosen, self.process)
 
