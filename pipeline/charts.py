@@ -66,7 +66,7 @@ def lines(
     width: int = 760,
     height: int = 320,
 ) -> Markup:
-    """A line chart; `log` makes both axes logarithmic, `mark` draws a level across.
+    """A line chart; `log` makes both axes logarithmic and says so, `mark` draws a level across.
 
     `events` are places on the x axis where something happened.
 
@@ -82,7 +82,8 @@ def lines(
         return Markup("")
     x = Axis(*_range(xs, log), _LEFT, width - _RIGHT, log)
     y = Axis(*(y_range or _range(ys, log)), height - _BOTTOM, _TOP, log)
-    parts = [_frame(x, y, width, height, x_label, y_label)]
+    scale = ", logarithmic" * log
+    parts = [_frame(x, y, width, height, x_label + scale, y_label + scale)]
     if mark is not None and y.low < mark < y.high:
         level = y(mark)
         parts.append(
@@ -148,12 +149,17 @@ def columns(
 
 def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[list[float]]:
     """At most `limit` points, each the mean of as many neighbours as the others."""
-    size = -(-len(points) // limit) if points else 1
+    size = group_size(len(points), limit)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
         [group[-1][0], float(f"{sum(value for _, value in group) / len(group):.6g}")]
         for group in groups
     ]
+
+
+def group_size(points: int, limit: int = POINTS) -> int:
+    """How many neighbours each point that `thin` leaves is the mean of."""
+    return max(1, -(-points // limit))
 
 
 def short(value: float) -> str:
