@@ -165,8 +165,7 @@ def group_size(points: int, limit: int = POINTS) -> int:
 def short(value: float) -> str:
     """A number in at most four characters or so: 2e-4, 950, 12k, 3.4M, 400M."""
     if 0 < abs(value) < 0.001:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
+        return _exponent(value)
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             scaled = value / size
@@ -178,14 +177,21 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _exponent(value: float) -> str:
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def _frame(x: Axis, y: Axis, width: int, height: int, x_label: str, y_label: str) -> str:
     parts = []
-    for tick in y.ticks():
+    y_ticks = y.ticks()
+    exponents = 0 < max(map(abs, y_ticks), default=0) <= 0.01  # of all, or of none
+    for tick in y_ticks:
         at = y(tick)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
             f'<text class="tick" x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">'
-            f"{short(tick)}</text>"
+            f"{_exponent(tick) if exponents and tick else short(tick)}</text>"
         )
     for tick in x.ticks():
         at = x(tick)

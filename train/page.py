@@ -31,7 +31,7 @@ _SHOWN_ABOVE = (
 FIGURES = {
     "step": ("Steps done", ""),
     "samples": ("Pairs seen", ""),
-    "epoch": ("Epochs of the largest dataset", ""),
+    "epoch": ("Epochs of the dataset that fills most of a batch", ""),
     "time": ("Time", ""),
     "loss": ("Loss, mean of both directions", "nats"),
     "loss_image_to_text": ("Loss, image to text", "nats"),
@@ -52,11 +52,11 @@ FIGURES = {
 }
 """Columns of metrics.jsonl in words, with the unit that follows the number."""
 _INCIDENT = {
-    "loss": "loss",
-    "grad_norm": "norm of the gradient",
-    "steps": "steps",
-    "to_step": "back to step",
-    "error": "error",
+    "loss": "loss {}",
+    "grad_norm": "norm of the gradient {}",
+    "steps": "{} steps long",
+    "to_step": "back to step {}",
+    "error": "{}",
 }
 """What an incident says, in words; the rest is in incidents.jsonl."""
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
@@ -96,7 +96,7 @@ _CHARTS: dict[str, Sequence[_Chart]] = {
         _Chart("Norm of the gradient", "norm", ("grad_norm",), begins="at zero"),
     ),
     "speed": (
-        _Chart("Speed", "pairs/s", ("samples_per_s",), begins="at zero"),
+        _Chart("Pairs a second", "pairs/s", ("samples_per_s",), begins="at zero"),
         _Chart("Time spent waiting for data", "share", ("data_wait",), ("",), "at zero", 1),
         _Chart("Hardware's peak arithmetic in use", "share", ("mfu",), ("",), "at zero", 1),
         _Chart("Peak memory of the first process", "bytes", ("memory_bytes",), begins="at zero"),
@@ -228,7 +228,11 @@ def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int,
                 what = str(incident.pop("what"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # torn, or from a later version
-            words = [f"{_INCIDENT[k]} {_short(v)}" for k, v in incident.items() if k in _INCIDENT]
+            words = [
+                _INCIDENT[key].format(_short(value))
+                for key, value in incident.items()
+                if key in _INCIDENT and (key, value) != ("steps", 1)
+            ]
             if isinstance(uids := incident.get("uids"), list):
                 words.append(f"a batch of {len(uids):,} samples")
             found.append((step, f"{what}: {', '.join(words)}" if words else what))
@@ -243,6 +247,8 @@ def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int,
 
 
 def _short(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 200 else text[:199] + "…"
 

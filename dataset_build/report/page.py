@@ -44,8 +44,8 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
             shown={name: SECTIONS[name] for name in SECTIONS if _has_something(report, name)},
             missing={
                 SECTIONS[name]: reason
-                for name, reason in report["absent"].items()
-                if not reason.endswith(NOT_PART)
+                for name in SECTIONS
+                if not (reason := report["absent"].get(name, NOT_PART)).endswith(NOT_PART)
             },
             updated=_date(report["updated"]),
             funnel=funnel(report["funnel"]),

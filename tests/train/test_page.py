@@ -137,7 +137,9 @@ def test_the_record_of_incidents_is_shown_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "train"
     folder.mkdir(parents=True)
     incidents = [
-        {"what": "spike", "step": 30, "loss": 9.87654, "uids": ["ab", "cd"]},
+        {"what": "spike", "step": 30, "loss": 9.87654, "steps": 23, "uids": ["ab", "cd"]},
+        {"what": "rewind", "step": 35, "time": 1_795_500_000.25, "to_step": 2000},
+        {"what": "not finite", "step": 36, "loss": float("nan"), "steps": 1},
         {"what": "<script>alert(1)</script>", "step": 40},
     ]
     lines = [json.dumps(incident) for incident in incidents]
@@ -145,7 +147,9 @@ def test_the_record_of_incidents_is_shown_in_words(tmp_path: Path) -> None:
     tree = _tree(_write(folder, [_row(step, skipped=step) for step in (10, 50)]))
     said = [[cell.text() for cell in row.css("td")] for row in tree.css("#incidents tbody tr")]
     assert said == [
-        ["30", "spike: loss 9.877, a batch of 2 samples"],
+        ["30", "spike: loss 9.877, 23 steps long, a batch of 2 samples"],
+        ["35", "rewind: back to step 2,000"],
+        ["36", "not finite: loss nan"],
         ["40", "<script>alert(1)</script>"],
     ]
     assert not tree.css("script")
