@@ -90,6 +90,8 @@ class StageStatus:
         first = self.running[0]
         done, whole = (sum(int(beat.get(key) or 0) for beat in self.running) for key in _COUNTS)
         knows = all(beat.get("total") for beat in self.running)
+        if not done and not knows:
+            return "starting"
         words = [f"{_count(done)}{f' of {_count(whole)}' if knows else ''} {first['unit']}"]
         if len(self.running) > 1:
             words[0] = f"{len(self.running)} tasks: {words[0]}"

@@ -56,6 +56,11 @@ def test_what_is_done_or_runs_is_not_stopped(watched: Watched) -> None:
     assert (_read(watched).word, _read(watched).now()) == ("done", "")
 
 
+def test_before_a_task_counts_anything_it_is_starting(watched: Watched) -> None:
+    watched.attempt().progress(0)
+    assert _read(watched).now() == "starting"
+
+
 def test_the_time_left_is_that_of_tasks_side_by_side(watched: Watched) -> None:
     watched.plan(6)
     attempts = [watched.attempt(0), watched.attempt(1)]
