@@ -66,7 +66,7 @@ def lines(
     width: int = 760,
     height: int = 320,
 ) -> Markup:
-    """A line chart; `log` makes both axes logarithmic, `mark` draws a level across.
+    """A line chart; `log` makes both axes logarithmic and says so, `mark` draws a level across.
 
     `events` are places on the x axis where something happened.
 
@@ -82,7 +82,8 @@ def lines(
         return Markup("")
     x = Axis(*_range(xs, log), _LEFT, width - _RIGHT, log)
     y = Axis(*(y_range or _range(ys, log)), height - _BOTTOM, _TOP, log)
-    parts = [_frame(x, y, width, height, x_label, y_label)]
+    scale = ", logarithmic" * log
+    parts = [_frame(x, y, width, height, x_label + scale, y_label + scale)]
     if mark is not None and y.low < mark < y.high:
         level = y(mark)
         parts.append(
@@ -148,7 +149,7 @@ def columns(
 
 def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[list[float]]:
     """At most `limit` points, each the mean of as many neighbours as the others."""
-    size = -(-len(points) // limit) if points else 1
+    size = group_size(len(points), limit)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
         [group[-1][0], float(f"{sum(value for _, value in group) / len(group):.6g}")]
@@ -156,11 +157,15 @@ def thin(points: Sequence[tuple[float, float]], limit: int = POINTS) -> list[lis
     ]
 
 
+def group_size(points: int, limit: int = POINTS) -> int:
+    """How many neighbours each point that `thin` leaves is the mean of."""
+    return max(1, -(-points // limit))
+
+
 def short(value: float) -> str:
     """A number in at most four characters or so: 2e-4, 950, 12k, 3.4M, 400M."""
     if 0 < abs(value) < 0.001:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
+        return _exponent(value)
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             scaled = value / size
@@ -172,14 +177,21 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _exponent(value: float) -> str:
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def _frame(x: Axis, y: Axis, width: int, height: int, x_label: str, y_label: str) -> str:
     parts = []
-    for tick in y.ticks():
+    y_ticks = y.ticks()
+    exponents = 0 < max(map(abs, y_ticks), default=0) <= 0.01  # of all, or of none
+    for tick in y_ticks:
         at = y(tick)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
             f'<text class="tick" x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">'
-            f"{short(tick)}</text>"
+            f"{_exponent(tick) if exponents and tick else short(tick)}</text>"
         )
     for tick in x.ticks():
         at = x(tick)

@@ -1,4 +1,4 @@
-"""Watching a run: bars with rate and time left on a terminal, plain lines elsewhere."""
+"""Watching a run: bars on a terminal, plain lines elsewhere; both say rate and time left."""
 
 from __future__ import annotations
 
@@ -11,42 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from pipeline import status
-from pipeline.log import duration
 from pipeline.manifest import Manifest
 from pipeline.stage import Ended, Outcome, Run, Stage
 
 log = logging.getLogger(__name__)
 
 
-class _Pace:
-    """Rate and time left of one stage, from the share of it that was done since it began."""
-
-    def __init__(self, run: Run, stage: Stage) -> None:
-        self.run = run
-        self.stage = stage
-        self.began = time.monotonic()
-        self.first = self._read().fraction
-
-    def _read(self) -> status.StageStatus:
-        return status.read_stage(self.run, self.stage.name, self.stage.unit)
-
-    def line(self) -> tuple[float, str]:
-        """Share done, and what to say of it."""
-        now = self._read()
-        elapsed = time.monotonic() - self.began
-        gained = now.fraction - self.first
-        words = [f"{now.done}/{now.total} tasks"]
-        if now.running:
-            done = sum(int(beat.get("done") or 0) for beat in now.running)
-            unit = now.running[0].get("unit")
-            words.append(f"{done:,} {unit} in hand")
-            if note := now.running[0].get("note"):
-                words.append(str(note))
-        if (rows := now.stats.rows_out) and now.seconds:
-            words.append(f"{rows / now.seconds:,.0f} {now.unit}/s a task")
-        if gained > 0 and elapsed > 2:
-            words.append(f"{duration(elapsed * (1 - now.fraction) / gained)} left")
-        return now.fraction, ", ".join(words)
+def _line(run: Run, stage: Stage) -> tuple[float, str]:
+    """Share of a stage that is done, and what to say of it."""
+    now = status.read_stage(run, stage.name, stage.unit)
+    words = [f"{now.done}/{now.total} tasks"] if now.total > 1 else []
+    words += [said] if (said := now.now()) else []
+    return now.fraction, ", ".join(words)
 
 
 class LineProgress:
@@ -55,13 +31,12 @@ class LineProgress:
     def __init__(self, run: Run, every_s: float = 15.0) -> None:
         self.run = run
         self.every_s = every_s
-        self._pace: _Pace | None = None
-        self._said = 0.0
+        self._said: float | None = None
+        """When a line was last said of the stage at work; None while none is."""
 
     def begin(self, stage: Stage, total: int, done: int) -> None:
         """See `pipeline.runner.Watch`."""
         if done < total:
-            self._pace = _Pace(self.run, stage)
             self._said = time.monotonic()
             resumed = f", {done} done before" if done else ""
             log.info("%s: %d task%s%s", stage.name, total, "s" * (total != 1), resumed)
@@ -69,9 +44,10 @@ class LineProgress:
     def tick(self, stage: Stage, outcome: Outcome | None) -> None:
         """See `pipeline.runner.Watch`."""
         _say_failure(stage, outcome)
-        if self._pace and time.monotonic() - self._said >= self.every_s:
+        if self._said is not None and time.monotonic() - self._said >= self.every_s:
             self._said = time.monotonic()
-            log.info("%s: %s", stage.name, self._pace.line()[1])
+            if words := _line(self.run, stage)[1]:
+                log.info("%s: %s", stage.name, words)
 
     def end(self, stage: Stage, manifests: Sequence[Manifest], ran: int) -> None:
         """See `pipeline.runner.Watch`."""
@@ -103,8 +79,7 @@ class BarProgress:
             console=console,
         )
         self._ids: dict[str, TaskID] = {}
-        self._pace: _Pace | None = None
-        self._said = 0.0
+        self._said: float | None = None
 
     def begin(self, stage: Stage, total: int, done: int) -> None:
         """See `pipeline.runner.Watch`."""
@@ -112,14 +87,14 @@ class BarProgress:
             name = f"{stage.name:<11}"
             self._ids[stage.name] = self._bars.add_task(name, total=1.0, words="")
         if done < total:
-            self._pace = _Pace(self.run, stage)
+            self._said = 0.0
 
     def tick(self, stage: Stage, outcome: Outcome | None) -> None:
         """See `pipeline.runner.Watch`."""
         _say_failure(stage, outcome)
-        if self._pace and time.monotonic() - self._said >= 0.5:
+        if self._said is not None and time.monotonic() - self._said >= 0.5:
             self._said = time.monotonic()
-            share, words = self._pace.line()
+            share, words = _line(self.run, stage)
             self._bars.update(self._ids[stage.name], completed=min(share, 0.99), words=words)
 
     def end(self, stage: Stage, manifests: Sequence[Manifest], ran: int) -> None:

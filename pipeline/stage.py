@@ -166,6 +166,8 @@ class Attempt:
     live: Path | None = None
     """Where progress is written, for `status`."""
     _last: float = field(default=float("-inf"), repr=False)
+    _from: tuple[str, int, float] = field(default=("", 0, 0.0), repr=False)
+    """Unit, count and Unix time from which this attempt counts."""
 
     @property
     def settings(self) -> Any:
@@ -179,12 +181,19 @@ class Attempt:
     def progress(
         self, done: int, total: int | None = None, unit: str = "rows", note: str = ""
     ) -> None:
-        """Say how far the task is, and in `note` how it goes; cheap enough for every record."""
+        """Say how far the task is, and in `note` how it goes; cheap enough for every record.
+
+        An attempt that goes on from saved work begins with a `done` above 0: its rate is that of
+        what came since.
+        """
+        if unit != self._from[0] or done < self._from[1]:
+            self._from = (unit, done, time.time())
         now = time.monotonic()
         if self.live is None or now - self._last < 1.0:
             return
         self._last = now
         beat = {"done": done, "total": total, "unit": unit, "note": note, "time": time.time()}
+        beat |= {"from_done": self._from[1], "from_time": self._from[2]}
         beat |= {"pid": os.getpid(), "host": socket.gethostname()}
         temporary = self.live.with_name(f".{self.live.name}.tmp")
         temporary.write_text(json.dumps(beat))

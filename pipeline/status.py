@@ -9,14 +9,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from pipeline.charts import short
 from pipeline.config import MissingInput, Settings
+from pipeline.log import duration
 from pipeline.manifest import Manifest, Stats
 from pipeline.stage import Run
 
 _SILENT_S = 120  # a task of another host that said nothing for so long is not called running
+_COUNTS = ("done", "total")
+_EXACT = 10_000_000  # from there on a count is rounded, so that a stage is one line
 
 
 @dataclass
@@ -29,9 +34,11 @@ class StageStatus:
     """Tasks planned; 0 until the stage is reached."""
     done: int = 0
     running: list[dict[str, float | int | str | None]] = field(default_factory=list)
-    """What each running task last said: index, done, total, unit, note, time."""
+    """What each running task last said: see `pipeline.stage.Attempt.progress`."""
     failed: list[dict[str, float | int | str | None]] = field(default_factory=list)
     """index, reason and log of each task that failed in all its attempts."""
+    saved: str = ""
+    """Where an unfinished training goes on from, if it saved its state."""
     stats: Stats = field(default_factory=Stats)
     seconds: float = 0.0
     """Task time spent, summed over the manifests."""
@@ -45,6 +52,8 @@ class StageStatus:
             return "done"
         if self.failed:
             return "failed"
+        if self.saved:
+            return "stopped"
         return "partly done" if self.done else "waiting"
 
     @property
@@ -52,6 +61,47 @@ class StageStatus:
         """Share of the stage's work that is done, the running tasks' parts included."""
         parts = [_share(beat) for beat in self.running]
         return (self.done + sum(parts)) / self.total if self.total else 0.0
+
+    @property
+    def rate(self) -> float:
+        """What the running tasks do a second, all together, since these attempts began."""
+        return sum(_gained(beat) / _elapsed(beat) for beat in self.running)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the stage still takes if it goes on as it went; None while that is not known.
+
+        The time that a whole task takes is that of the finished tasks and of what the running
+        ones did since their attempts began.
+        """
+        known = [beat for beat in self.running if _share(beat) and _gained(beat)]
+        tasks = self.done + sum(_gained(beat) / float(beat["total"] or 1) for beat in known)
+        left = self.total * (1 - self.fraction)
+        if not self.running or not tasks or not left:
+            return None
+        seconds = self.seconds + sum(_elapsed(beat) for beat in known)
+        return left * seconds / tasks / len(self.running)
+
+    def now(self) -> str:
+        """How far the running tasks are, how fast, how they say it goes; or where it stopped."""
+        if not self.running:
+            failed = [f"{len(self.failed)} failed"] if self.failed else []
+            return ", ".join(failed + [f"saved at {self.saved}"] * bool(self.saved))
+        first = self.running[0]
+        done, whole = (sum(int(beat.get(key) or 0) for beat in self.running) for key in _COUNTS)
+        knows = all(beat.get("total") for beat in self.running)
+        if not done and not knows:
+            return "starting"
+        words = [f"{_count(done)}{f' of {_count(whole)}' if knows else ''} {first['unit']}"]
+        if len(self.running) > 1:
+            words[0] = f"{len(self.running)} tasks: {words[0]}"
+        if self.rate:
+            words.append(f"{short(self.rate)}/s")
+        if left := self.seconds_left:
+            words.append(f"{duration(left)} left")
+        if note := first.get("note"):
+            words.append(str(note))
+        return ", ".join(words)
 
 
 def read(folder: Path) -> list[StageStatus]:
@@ -63,7 +113,16 @@ def read(folder: Path) -> list[StageStatus]:
             f"{folder}: no run here; start one with `make build-dataset RUN={folder}`"
         ) from None
     run = Run(folder, Settings())
-    return [read_stage(run, row["name"], row["unit"]) for row in rows]
+    stages = [read_stage(run, row["name"], row["unit"]) for row in rows]
+    return stages[unused([stage.total for stage in stages]) :]
+
+
+def unused(planned: Sequence[int]) -> int:
+    """How many of the first stages a run does without, by the tasks planned for each stage.
+
+    Stages are planned in order: training that has begun on data of its own needs no dataset stage.
+    """
+    return next((place for place, tasks in enumerate(planned) if tasks), 0)
 
 
 def read_stage(run: Run, name: str, unit: str) -> StageStatus:
@@ -85,6 +144,8 @@ def read_stage(run: Run, name: str, unit: str) -> StageStatus:
             status.running.append({"index": index, **beat})
         elif record := _json(folder / "failed" / f"{index:05d}.json"):
             status.failed.append({"index": index, **record})
+    if status.done < status.total:
+        status.saved = _saved(folder)
     return status
 
 
@@ -97,20 +158,20 @@ def table(stages: Sequence[StageStatus]) -> Table:
     """The status as a table for a terminal."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("stage", "state"):
-        view.add_column(heading)
+        view.add_column(heading, no_wrap=True)
     for heading in ("tasks", "in", "out", "task time"):
-        view.add_column(heading, justify="right")
-    view.add_column("now")
+        view.add_column(heading, justify="right", no_wrap=True)
+    view.add_column("now", no_wrap=True)
     for stage in stages:
         stats = stage.stats
         view.add_row(
             stage.name,
             stage.word,
             f"{stage.done}/{stage.total or '?'}",
-            f"{stats.rows_in:,}" if stage.done else "",
-            f"{stats.rows_out:,} {stage.unit}" if stage.done else "",
-            f"{stage.seconds:.1f} s" if stage.done else "",
-            _now(stage),
+            _count(stats.rows_in) if stage.done else "",
+            f"{_count(stats.rows_out)} {stage.unit}" if stage.done else "",
+            duration(stage.seconds) if stage.done else "",
+            stage.now(),
         )
     return view
 
@@ -124,16 +185,32 @@ def failures(stages: Sequence[StageStatus]) -> list[str]:
     ]
 
 
-def _now(stage: StageStatus) -> str:
-    if stage.failed and not stage.running:
-        return f"{len(stage.failed)} failed"
-    if not stage.running:
+def _saved(folder: Path) -> str:
+    """The newest of a training's checkpoints, by the names of their folders."""
+    names = [path.name.partition("-")[2] for path in folder.glob("checkpoints/step-*")]
+    step = max((int(name) for name in names if name.isdecimal()), default=0)
+    if not step:
         return ""
-    beat = stage.running[0]
-    of = f" of {beat['total']:,}" if beat.get("total") else ""
-    more = f" (+{len(stage.running) - 1} tasks)" if len(stage.running) > 1 else ""
-    note = f", {beat['note']}" if beat.get("note") else ""
-    return f"task {beat['index']}: {beat['done']:,}{of} {beat['unit']}{note}{more}"
+    said: dict[str, Any] = _json(folder / "training.json") or {}
+    samples, batch = said.get("seen"), said.get("settings", {}).get("batch")
+    if not samples or not batch:
+        return f"step {step:,}"
+    words = f"sample {step * batch:,} of {samples:,}"
+    return f"{words} (step {step:,} of {samples // batch:,})"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < _EXACT else short(number)
+
+
+def _gained(beat: dict[str, float | int | str | None]) -> float:
+    """What an attempt did since it began."""
+    return float(beat.get("done") or 0) - float(beat.get("from_done") or 0)
+
+
+def _elapsed(beat: dict[str, float | int | str | None]) -> float:
+    """Seconds in which it did that."""
+    return max(float(beat["time"] or 0) - float(beat.get("from_time") or 0), 1e-3)
 
 
 def _share(beat: dict[str, float | int | str | None]) -> float:

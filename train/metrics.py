@@ -59,7 +59,7 @@ class Metrics:
         self._mirrors = mirrors
         self._stream: FileIO | None = None
         self.note = ""
-        """The last row in a few words, for who looks at a terminal."""
+        """The last row's loss, for who looks at a terminal."""
 
     def __enter__(self) -> Metrics:
         kept = "".join(_until(self._path, self._step)) if self._step else ""
@@ -166,11 +166,8 @@ def describe(folder: Path, step: TrainStep, training: Mapping[str, Any]) -> None
 
 
 def note(row: Row) -> str:
-    """A row in a few words."""
-    forms = {"loss": "loss {:.3f}", "temperature": "temperature {:.4f}"}
-    forms["samples_per_s"] = "{:,.0f} samples/s"
-    words = [form.format(row[name]) for name, form in forms.items() if row.get(name) is not None]
-    return ", ".join(words)
+    """What a row says of how training goes; how fast, whoever watches it knows."""
+    return "" if row.get("loss") is None else f"loss {row['loss']:.3f}"
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

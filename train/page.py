@@ -28,10 +28,45 @@ _SHOWN_ABOVE = (
     *("step", "samples", "time", "loss", "accuracy_image_to_text", "samples_per_s", "mfu"),
     *("skipped", "substituted"),
 )
+FIGURES = {
+    "step": ("Steps done", ""),
+    "samples": ("Pairs seen", ""),
+    "epoch": ("Epochs of the dataset that fills most of a batch", ""),
+    "time": ("Time", ""),
+    "loss": ("Loss, mean of both directions", "nats"),
+    "loss_image_to_text": ("Loss, image to text", "nats"),
+    "loss_text_to_image": ("Loss, text to image", "nats"),
+    "accuracy_image_to_text": ("Accuracy within the batch, image to text", ""),
+    "accuracy_text_to_image": ("Accuracy within the batch, text to image", ""),
+    "lr": ("Learning rate", ""),
+    "temperature": ("Temperature", ""),
+    "grad_norm": ("Norm of the gradient", ""),
+    "samples_per_s": ("Speed", "pairs/s"),
+    "samples_per_s_per_process": ("Speed of each process", "pairs/s"),
+    "data_wait": ("Time spent waiting for data", ""),
+    "mfu": ("Hardware\N{RIGHT SINGLE QUOTATION MARK}s peak arithmetic in use", ""),
+    "memory_bytes": ("Peak memory of the first process", ""),
+    "skipped": ("Steps skipped", ""),
+    "substituted": ("Samples substituted", ""),
+    "damaged": ("Samples that could not be used, since the last start", ""),
+}
+"""Columns of metrics.jsonl in words, with the unit that follows the number."""
+_INCIDENT = {
+    "loss": "loss {}",
+    "grad_norm": "norm of the gradient {}",
+    "steps": "{} steps long",
+    "to_step": "back to step {}",
+    "error": "{}",
+}
+"""What an incident says, in words; the rest is in incidents.jsonl."""
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
 class _Chart(NamedTuple):
-    """A chart: the columns of metrics.jsonl that it shows, and the names of their lines."""
+    """A chart: the columns of metrics.jsonl that it shows, and the names of their lines.
+
+    Bytes are drawn in the unit that suits.
+    """
 
     title: str
     unit: str
@@ -56,15 +91,15 @@ _CHARTS: dict[str, Sequence[_Chart]] = {
         ),
     ),
     "optimisation": (
-        _Chart("Learning rate", "", ("lr",)),
-        _Chart("Temperature", "", ("temperature",)),
-        _Chart("Norm of the gradient", "", ("grad_norm",), begins="at zero"),
+        _Chart("Learning rate", "rate", ("lr",), begins="at zero"),
+        _Chart("Temperature", "temperature", ("temperature",), begins="at zero"),
+        _Chart("Norm of the gradient", "norm", ("grad_norm",), begins="at zero"),
     ),
     "speed": (
-        _Chart("Pairs a second", "", ("samples_per_s",), begins="at zero"),
-        _Chart("Share of the time spent waiting for data", "", ("data_wait",), ("",), "at zero", 1),
-        _Chart("Share of the hardware's peak arithmetic", "", ("mfu",), ("",), "at zero", 1),
-        _Chart("Peak memory, bytes", "", ("memory_bytes",), begins="at zero"),
+        _Chart("Pairs a second", "pairs/s", ("samples_per_s",), begins="at zero"),
+        _Chart("Time spent waiting for data", "share", ("data_wait",), ("",), "at zero", 1),
+        _Chart("Hardware's peak arithmetic in use", "share", ("mfu",), ("",), "at zero", 1),
+        _Chart("Peak memory of the first process", "bytes", ("memory_bytes",), begins="at zero"),
     ),
 }
 
@@ -98,10 +133,13 @@ def page(
     settings = training.get("settings", {})
     seen, batch = training.get("seen"), settings.get("batch")
     last = {**dict.fromkeys(_SHOWN_ABOVE), **rows[-1]}  # an earlier version recorded fewer
-    sections = {
-        section: [_chart(chart, rows, incidents, 250 if len(made) == 3 else 380) for chart in made]
-        for section, made in _CHARTS.items()
-    }
+    sections = {}
+    unknown = []
+    for section, charted in _CHARTS.items():
+        known = [chart for chart in charted if any(_points(rows, c) for c in chart.columns)]
+        unknown += [chart.title for chart in charted if chart not in known]
+        width = 250 if len(known) == 3 else 380
+        sections[section] = [_chart(chart, rows, incidents, width) for chart in known]
     template = pages.environment(Path(__file__).parent).get_template("page.html.j2")
     return template.render(
         name=name,
@@ -109,8 +147,12 @@ def page(
         steps=seen // batch if seen and batch else None,
         last=last,
         figures={key: _figure(key, value) for key, value in last.items()},
-        recorded=list(rows[-1]),
+        recorded=[(_label(key), key, FIGURES.get(key, ("", ""))[1]) for key in rows[-1]],
         sections=sections,
+        unknown=unknown,
+        unknown_figure=pages.number(None),
+        lines_a_point=charts.group_size(len(rows)),
+        guessing=math.log(batch) if batch and settings.get("loss") != "siglip" else None,
         incidents=incidents[-_LISTED_INCIDENTS:],
         more_incidents=max(0, len(incidents) - _LISTED_INCIDENTS),
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(),
@@ -124,6 +166,11 @@ def _chart(
     width: int,
 ) -> dict[str, Any]:
     lines = [_points(rows, column) for column in chart.columns]
+    unit = chart.unit
+    if unit == "bytes":
+        most = max(value for points in lines for _, value in points)
+        one, unit = next((u for u in _BYTES if most >= u[0]), (1.0, unit))
+        lines = [[(step, value / one) for step, value in points] for points in lines]
     series = [
         charts.Series(name, charts.thin(points))
         for name, points in zip(chart.names, lines, strict=True)
@@ -134,7 +181,7 @@ def _chart(
         series,
         title=f"{chart.title} over training steps",
         x_label="step",
-        y_label=chart.unit,
+        y_label=unit,
         y_range=from_zero if chart.begins == "at zero" else None,
         events=[step for step, _ in incidents],
         width=width,
@@ -157,13 +204,17 @@ def _figure(name: str, value: Any) -> str:
         return pages.number(None)
     if name == "time":
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value))
-    if name == "samples_per_s":
-        return charts.short(value)
+    if name.startswith("samples_per_s"):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if name == "memory_bytes":
         return pages.size(value)
     if name in ("data_wait", "mfu") or name.startswith("accuracy"):
         return pages.percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _label(name: str) -> str:
+    return FIGURES.get(name, (name.replace("_", " "), ""))[0]
 
 
 def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int, str]]:
@@ -177,8 +228,14 @@ def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int,
                 what = str(incident.pop("what"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # torn, or from a later version
-            more = ", ".join(f"{key} {_short(value)}" for key, value in incident.items())
-            found.append((step, f"{what}: {more}" if more else what))
+            words = [
+                _INCIDENT[key].format(_short(value))
+                for key, value in incident.items()
+                if key in _INCIDENT and (key, value) != ("steps", 1)
+            ]
+            if isinstance(uids := incident.get("uids"), list):
+                words.append(f"a batch of {len(uids):,} samples")
+            found.append((step, f"{what}: {', '.join(words)}" if words else what))
         return found
     found = []
     before = 0
@@ -190,10 +247,10 @@ def _incidents(rows: Sequence[Mapping[str, Any]], path: Path) -> list[tuple[int,
 
 
 def _short(value: object) -> str:
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
+    if isinstance(value, int):
+        return f"{value:,}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _training(folder: Path) -> dict[str, Any]:

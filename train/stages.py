@@ -64,7 +64,7 @@ TRAIN = Stage(
     needs=("pack",),
     plan=_plan_train,
     work=_train,
-    unit="samples seen",
+    unit="samples",
     version=2,
     is_limited=False,
 )

@@ -37,7 +37,7 @@ def write(run: Run, stages: Sequence[Stage]) -> Path:
 
 
 def summary_lines(run: Run, stages: Sequence[Stage]) -> list[str]:
-    """How a build ended, as plain lines for a terminal: stages, accuracy, and what to open."""
+    """How a run ended, as plain lines for a terminal: stages, accuracy, and what to open."""
     from dataset_build.report.published import Absent, Build
     from dataset_build.report.training import evaluation
 
@@ -75,6 +75,7 @@ def summary_lines(run: Run, stages: Sequence[Stage]) -> list[str]:
     lines.append("")
     for name, path in (
         ("report", run.folder / "report" / "index.html"),
+        ("training", run.stage_folder("train") / "training.html"),
         ("dataset", run.stage_folder("pack") / "out" / "dataset.json"),
         ("shards", run.stage_folder("pack") / "out" / "shards"),
         ("model", run.stage_folder("train") / "out"),

@@ -26,8 +26,11 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
 - `dataset`: pairs, bytes, shards [name, samples, bytes, sha256], caption_bytes, shorter_side,
   queries_a_pair
 - `pictures`: uid, shard, caption, width, height, selected_by, query_ids (texts of the queries)
-- `training`: steps, last, curves {loss, accuracy: [[step, value]]}, page (of all curves, relative
-  to this report's folder; null without one)
+- `training`: steps, samples (seen so far), of_samples (to be seen), model (its name), parameters,
+  dataset (fingerprint of what it is trained on), pairs (in that), device, processes, last (line of
+  metrics.jsonl), curves {loss, accuracy: [[step, value]]}, lines_a_point (lines of metrics.jsonl
+  that a point is the mean of), page (of all curves, relative to this report's folder; null without
+  one)
 - `evaluation`: {dataset: {top1, top5, classes, images, chance}}
 """
 

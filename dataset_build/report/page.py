@@ -16,9 +16,18 @@ from markupsafe import Markup
 
 from dataset_build.report.per_query import STEPS
 from dataset_build.report.pictures import Picture
+from dataset_build.report.published import NOT_PART
 from pipeline import charts, pages
 from pipeline.pages import number
 
+SECTIONS = {
+    name: name.capitalize()
+    for name in (
+        *("stages", "funnel", "queries", "downloads", "dataset", "pictures"),
+        *("training", "evaluation"),
+    )
+}
+"""Keys of the report that the page shows, if there is something to show, with their headings."""
 _LISTED_SHARDS = 40
 _LISTED_DOMAINS = 3
 _HALF, _THIRD = 380, 250  # widths of charts that stand in two or three columns, pixels
@@ -32,6 +41,12 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
         .render(
             r=report,
             name=Path(report["run"]).resolve().name,
+            shown={name: SECTIONS[name] for name in SECTIONS if _has_something(report, name)},
+            missing={
+                SECTIONS[name]: reason
+                for name in SECTIONS
+                if not (reason := report["absent"].get(name, NOT_PART)).endswith(NOT_PART)
+            },
             updated=_date(report["updated"]),
             funnel=funnel(report["funnel"]),
             charts=_charts(report),
@@ -41,6 +56,12 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
             steps=list(STEPS),
         )
     )
+
+
+def _has_something(report: Mapping[str, Any], section: str) -> bool:
+    if section == "funnel":
+        return any(stage["tasks_done"] for stage in report["funnel"])
+    return bool(report[section])
 
 
 def funnel(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

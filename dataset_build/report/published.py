@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pipeline.manifest import Manifest, Output, Stats
 from pipeline.stage import Run, Stage
+from pipeline.status import unused
 
+NOT_PART = "is not part of this run"
 _PARTICIPLE = {
     "queries": "assembled",
     "extract": "extracted",
@@ -69,24 +71,26 @@ class Absent(Exception):
 
 
 class Build(Mapping[str, Published]):
-    """All stages of a run by name; a stage that is not there raises `Absent`."""
+    """The stages of a run by name; one that it has no use for raises `Absent`."""
 
     def __init__(self, run: Run, stages: Sequence[Stage]) -> None:
         self.run = run
+        planned = [len(run.plan(stage.name)) for stage in stages]
+        first = unused(planned)
         self._stages = {
             stage.name: Published(
                 stage.name,
                 stage.unit,
                 run.stage_folder(stage.name),
-                len(run.plan(stage.name)),
+                tasks,
                 run.manifests(stage.name),
             )
-            for stage in stages
+            for stage, tasks in zip(stages[first:], planned[first:], strict=True)
         }
 
     def __getitem__(self, name: str) -> Published:
         if name not in self._stages:
-            raise Absent(f"the stage {name!r} is not part of this run")
+            raise Absent(f"the stage {name!r} {NOT_PART}")
         return self._stages[name]
 
     def __contains__(self, name: object) -> bool:

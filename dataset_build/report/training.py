@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_build.report.published import Absent, Build
-from pipeline.charts import thin
+from pipeline.charts import group_size, thin
 
 _PAGE = "../train/training.html"  # beside the report's own folder
 _LOSS = ("loss",)
@@ -43,8 +43,11 @@ def curves(build: Build) -> dict[str, Any]:
         raise Absent("no step is logged yet")
     return {
         "steps": steps,
+        "samples": last.get("samples"),
+        **_described(path.with_name("training.json")),
         "last": {key: value for key, value in last.items() if _is_number(value)},
         "curves": {name: thin(points) for name, points in series.items()},
+        "lines_a_point": max(map(group_size, map(len, series.values()))),
         "page": _PAGE if (build.run.folder / "report" / _PAGE).exists() else None,
     }
 
@@ -79,6 +82,20 @@ def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     if not results:
         raise Absent(f"{path} names no dataset with a top1")
     return results
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What is trained, as far as it is said: of `training.json`, see `train.metrics.describe`."""
+    try:
+        said = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        said = {}
+    model = said.get("settings", {}).get("model", {}).get("name")
+    return {
+        "of_samples": said.get("seen"),
+        "model": model,
+        **{key: said.get(key) for key in ("parameters", "dataset", "pairs", "device", "processes")},
+    }
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

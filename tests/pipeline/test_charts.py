@@ -93,3 +93,17 @@ def test_thinning_averages_neighbours() -> None:
     assert {value for _, value in thinned} == {0.5}
     assert thinned[-1][0] == 1200
     assert thin([]) == []
+
+
+def test_an_axis_writes_its_numbers_in_one_way_and_says_if_it_is_logarithmic() -> None:
+    def said(top: float, *, log: bool = False) -> tuple[list[str | None], list[str | None]]:
+        points = [[1, top / 2], [10, top]]
+        svg = lines([Series("a", points)], title="", x_label="x", y_label="y", log=log)
+        texts = [e for e in ET.fromstring(svg).iter() if e.tag == "text"]
+        ticks = [e.text for e in texts if e.get("text-anchor") == "end"]
+        return ticks, [e.text for e in texts if e.get("class") == "label"]
+
+    assert said(2e-3)[0] == ["1e-3", "1.5e-3", "2e-3"]
+    assert said(0.5)[0] == ["0.3", "0.4", "0.5"]
+    assert said(0.5)[1] == ["x", "y"]
+    assert said(0.5, log=True)[1] == ["x, logarithmic", "y, logarithmic"]

@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
 
-from pipeline import status
-from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.progress import LineProgress
-from pipeline.stage import Attempt, Planned, Run, Stage, Task
-from pipeline.stop import StopFlag
+from pipeline.stage import Stage
+from tests.pipeline.conftest import Watched
 
-STAGE = Stage("train", (), lambda run: [], lambda attempt: Stats(), unit="samples seen")
-
-
-@pytest.fixture
-def attempt(tmp_path: Path) -> Attempt:
-    """A running task of a run with one stage."""
-    run = Run(tmp_path, Settings())
-    run.stage_folder("train").mkdir()
-    run.save_plan("train", [Planned(Task("train", 0), "f" * 64)])
-    live = run.stage_folder("train") / "live" / "00000.json"
-    live.parent.mkdir()
-    return Attempt(run, Task("train", 0), tmp_path, StopFlag(), live)
+STAGE = Stage("train", (), lambda run: [], lambda attempt: Stats(), unit="samples")
 
 
-def test_a_note_is_in_the_line_and_in_the_status(
-    attempt: Attempt, caplog: pytest.LogCaptureFixture
+def _said(watched: Watched, caplog: pytest.LogCaptureFixture) -> list[str]:
+    watch = LineProgress(watched.run, every_s=0)
+    watch.begin(STAGE, 1, 0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        watch.tick(STAGE, None)
+    return caplog.messages
+
+
+def test_a_line_says_how_far_how_fast_and_how_it_goes(
+    watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = LineProgress(attempt.run, every_s=0)
-    watch.begin(STAGE, 1, 0)
-    attempt.progress(300, 1200, "samples", "loss 2.310, 410 samples/s")
-    with caplog.at_level(logging.INFO):
-        watch.tick(STAGE, None)
-    assert "300 samples in hand, loss 2.310, 410 samples/s" in caplog.text
-    now = status.read_stage(attempt.run, "train", "samples seen")
-    assert status._now(now) == "task 0: 300 of 1,200 samples, loss 2.310, 410 samples/s"
-    assert now.fraction == 0.25
+    attempt = watched.attempt()
+    watched.after(0, attempt, 0, 1200, "loss 5.000")
+    watched.after(30, attempt, 300, 1200, "loss 2.310")
+    assert _said(watched, caplog) == ["train: 300 of 1,200 samples, 10/s, 1m30s left, loss 2.310"]
 
 
-def test_without_a_note_nothing_is_said(attempt: Attempt, caplog: pytest.LogCaptureFixture) -> None:
-    watch = LineProgress(attempt.run, every_s=0)
-    watch.begin(STAGE, 1, 0)
-    attempt.progress(300, 1200, "samples")
-    with caplog.at_level(logging.INFO):
-        watch.tick(STAGE, None)
-    assert caplog.messages[-1] == "train: 0/1 tasks, 300 samples in hand"
+def test_what_was_done_before_a_stop_does_not_count_as_fast(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt = watched.attempt()
+    attempt.progress(0)  # rows, of which no more comes: the runner's beginning
+    watched.after(60, attempt, 600, 1200)
+    watched.after(10, attempt, 650, 1200)
+    assert _said(watched, caplog) == ["train: 650 of 1,200 samples, 5/s, 1m50s left"]
+
+
+def test_going_back_is_no_negative_rate(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    attempt = watched.attempt()
+    watched.after(0, attempt, 500, 1200)
+    watched.after(10, attempt, 400, 1200)
+    watched.after(10, attempt, 480, 1200)
+    assert _said(watched, caplog) == ["train: 480 of 1,200 samples, 8/s, 1m30s left"]
+
+
+def test_where_nothing_runs_nothing_is_said(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _said(watched, caplog) == []

@@ -17,6 +17,7 @@ from pipeline.stop import Stopped
 from tests.browser import show, visited
 from tests.train.conftest import Pack, Stopping
 from train import loop, page
+from train.metrics import read
 
 __all__ = ["visited"]  # a fixture
 
@@ -81,22 +82,44 @@ def test_every_curve_and_figure_is_there(tmp_path: Path) -> None:
     tree = _tree(_write(tmp_path / "run" / "train", [_row(s) for s in range(10, 1001, 10)]))
     assert [node.text() for node in tree.css("h2")] == HEADINGS
     assert len(tree.css("svg")) == 9 and len(tree.css("polyline")) == 12
-    assert not tree.css("#learning .absent, #optimisation .absent, #speed .absent")
+    assert not tree.css("#unknown")
     assert "64,000 pairs seen in 1,000 steps; 1,000 steps of 2,000 are left" in _text(tree, ".lead")
-    assert "6,400 pairs" in _text(tree, ".facts") and "f00d" * 16 in _text(tree, ".facts")
+    assert "6,400 pairs, f00df00df00df00d…" in _text(tree, ".facts")
+    assert "f00d" * 16 in _text(tree, "#settings")
     assert "2 \N{MULTIPLICATION SIGN} NVIDIA H100 80GB HBM3" in _text(tree, ".facts")
     figures = _text(tree, "#figures td")
-    for figure in ("lr 0.0005", "accuracy_text_to_image 37.5%", "mfu 41.0%", "51.2 GB"):
+    for figure in ("Learning rate 0.0005", "text to image 37.5%", "51.2 GB", "1,234 pairs/s"):
         assert figure in figures
+    assert "guessing costs 4.16 nats" in _text(tree, "#learning .note")
     assert "lr: 0.0005" in _text(tree, "#settings")
 
 
 def test_unknown_figures_are_said_to_be_unknown(tmp_path: Path) -> None:
     rows = [_row(step, mfu=None, loss=float("nan")) for step in (10, 20)]
     tree = _tree(_write(tmp_path / "run" / "train", rows))
-    assert _text(tree, "#speed .absent") == "not known"
-    assert "mfu \N{EN DASH}" in _text(tree, "#figures td")
+    peak = "Hardware's peak arithmetic in use"
+    assert _text(tree, "#unknown") == f"Not known, and not drawn: {peak}."
+    assert [node.text() for node in tree.css("#speed h3")].count(peak) == 0
+    assert len(tree.css("#speed svg")) == 3
+    assert "in use \N{EN DASH}" in _text(tree, "#figures td")
+    assert "Loss, mean of both directions \N{EN DASH} Loss" in _text(tree, "#figures td")
     assert "nan" not in tree.html  # type: ignore[operator]
+
+
+def test_memory_is_drawn_from_zero_in_the_unit_that_suits(tmp_path: Path) -> None:
+    rows = [_row(step, memory_bytes=40_000_000_000 + step) for step in (10, 20)]
+    tree = _tree(_write(tmp_path / "run" / "train", rows))
+    drawn = tree.css("#speed svg")[-1]
+    assert [node.text() for node in drawn.css(".label")] == ["step", "GB"]
+    numbers = [node.text() for node in drawn.css(".tick")]
+    assert numbers[:5] == ["0", "10", "20", "30", "40"]
+
+
+def test_points_that_are_means_are_said_to_be(tmp_path: Path) -> None:
+    few = _tree(_write(tmp_path / "few" / "train", [_row(s) for s in range(1, 301)]))
+    many = _tree(_write(tmp_path / "many" / "train", [_row(s) for s in range(1, 302)]))
+    assert "is the mean of" not in _text(few, "#learning .note")
+    assert "is the mean of 2 lines" in _text(many, "#learning .note")
 
 
 def test_skipped_steps_are_marked(tmp_path: Path) -> None:
@@ -110,18 +133,25 @@ def test_skipped_steps_are_marked(tmp_path: Path) -> None:
     assert len(tree.css("#learning svg")[0].css(".event")) == 2
 
 
-def test_the_record_of_incidents_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_the_record_of_incidents_is_shown_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "train"
     folder.mkdir(parents=True)
     incidents = [
-        {"what": "spike", "step": 30, "loss": 9.87654, "uids": ["ab", "cd"]},
+        {"what": "spike", "step": 30, "loss": 9.87654, "steps": 23, "uids": ["ab", "cd"]},
+        {"what": "rewind", "step": 35, "time": 1_795_500_000.25, "to_step": 2000},
+        {"what": "not finite", "step": 36, "loss": float("nan"), "steps": 1},
         {"what": "<script>alert(1)</script>", "step": 40},
     ]
     lines = [json.dumps(incident) for incident in incidents]
     (folder / "incidents.jsonl").write_text("\n".join([*lines, "[]", '{"what": "torn']))
     tree = _tree(_write(folder, [_row(step, skipped=step) for step in (10, 50)]))
     said = [[cell.text() for cell in row.css("td")] for row in tree.css("#incidents tbody tr")]
-    assert said == [["30", "spike: loss 9.877, uids ab, cd"], ["40", "<script>alert(1)</script>"]]
+    assert said == [
+        ["30", "spike: loss 9.877, 23 steps long, a batch of 2 samples"],
+        ["35", "rewind: back to step 2,000"],
+        ["36", "not finite: loss nan"],
+        ["40", "<script>alert(1)</script>"],
+    ]
     assert not tree.css("script")
 
 
@@ -166,6 +196,7 @@ def test_training_leaves_it_when_it_stops_and_when_it_ends(
     assert "48 pairs seen in 6 steps; 14 steps of 20 are left" in _text(_tree(path), ".lead")
     loop.train(attempt(packed))
     assert _text(_tree(path), ".lead") == "160 pairs seen in 20 steps."
+    assert set(list(read(path.with_name("metrics.jsonl")))[-1]) == set(page.FIGURES)
 
 
 @pytest.mark.timeout(170)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,13 @@ from selectolax.lexbor import LexborHTMLParser
 
 from dataset_build import report
 from dataset_build.report.gather import gather
-from dataset_build.report.page import funnel, page
+from dataset_build.report.page import SECTIONS, funnel, page
 from tests.browser import show, visited
 from tests.dataset_build.report.fake_build import HOSTILE, STAGES, BalanceSettings, FakeBuild
 
 __all__ = ["visited"]  # a fixture
 
-HEADINGS = (
-    *("Stages", "Funnel", "Queries", "Downloads", "Dataset", "Pictures"),
-    *("Training", "Evaluation"),
-)
+README = (Path(__file__).parents[3] / "README.md").read_text()
 
 
 @pytest.fixture
@@ -33,13 +32,78 @@ def hostile(fake_build: FakeBuild) -> FakeBuild:
 
 def test_the_page_has_every_section_with_a_way_to_read_it(hostile: FakeBuild) -> None:
     tree = LexborHTMLParser(report.write(hostile.run, STAGES).read_text())
-    assert tuple(node.text() for node in tree.css("h2")) == HEADINGS
+    assert tuple(node.text() for node in tree.css("h2")) == tuple(SECTIONS.values())
+    assert [node.text() for node in tree.css("nav a")] == list(SECTIONS.values())
     assert all(len(node.text()) > 40 for node in tree.css("section .how"))
-    assert len(tree.css("section .how")) == len(HEADINGS)
-    assert not tree.css(".absent")
+    assert len(tree.css("section .how")) == len(SECTIONS)
+    assert not tree.css(".absent, #missing")
     assert len(tree.css("#pictures img")) == 48
     assert len(tree.css("#queries svg")) == 1
     assert len(tree.css("#training svg")) == 2
+
+
+def test_the_readme_says_how_to_read_every_section() -> None:
+    chapter = README.partition("\n## How to read a report\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^- \*\*(.+?)\*\*:", chapter, re.MULTILINE)
+    assert named == list(SECTIONS.values())
+
+
+def _figures(tree: LexborHTMLParser) -> dict[str, str]:
+    """What stands under each of the large numbers, and the number."""
+    tiles = {}
+    for tile in tree.css(".tiles div"):
+        number, said = tile.css_first("b"), tile.css_first("span")
+        assert number is not None and said is not None
+        tiles[said.text()] = number.text()
+    return tiles
+
+
+def test_every_accuracy_is_among_the_large_numbers(fake_build: FakeBuild) -> None:
+    page = report.write(fake_build.through("evaluate").run, STAGES)
+    tiles = _figures(LexborHTMLParser(page.read_text()))
+    assert tiles["zero-shot accuracy on sample_web; guessing: 2.1%"] == "71.2%"
+    assert tiles["zero-shot accuracy on sample_web_unseen; guessing: 8.3%"] == "40.2%"
+
+
+def test_a_run_that_only_trains_shows_only_that(fake_build: FakeBuild) -> None:
+    row = {"step": 100, "samples": 6400, "loss": 1.23456}
+    described = {
+        "settings": {"model": {"name": "RN50"}},
+        "dataset": "f00d" * 16,
+        "pairs": 900,
+        "seen": 64_000,
+        "device": "cpu",
+        "processes": 1,
+        "parameters": 5,
+    }
+    fake_build.publish("train")
+    folder = fake_build.run.stage_folder("train")
+    (folder / "metrics.jsonl").write_text(json.dumps(row))
+    (folder / "training.json").write_text(json.dumps(described))
+    tree = LexborHTMLParser(report.write(fake_build.run, STAGES).read_text())
+    assert [node.text() for node in tree.css("h2")] == ["Stages", "Training"]
+    assert [node.text() for node in tree.css("#stages td.key")] == ["train", "evaluate"]
+    lead, missing = tree.css_first(".lead"), tree.css_first("#missing")
+    assert lead is not None and missing is not None
+    said = "RN50 trained on 900 image\N{EN DASH}text pairs; 6,400 of 64,000 samples are done."
+    assert " ".join(lead.text().split()) == said
+    assert missing.text().startswith("Not on this page yet: Evaluation, not evaluated yet")
+    assert _figures(tree) == {
+        "samples trained on, 100 steps": "6.4k",
+        "loss, mean of the last steps, nats": "1.23",
+    }
+    fake_build.make_evaluate()
+    tree = LexborHTMLParser(report.write(fake_build.run, STAGES).read_text())
+    assert [node.text() for node in tree.css("h2")] == ["Stages", "Training", "Evaluation"]
+
+
+def test_what_cannot_be_shown_is_named_with_the_reason(fake_build: FakeBuild) -> None:
+    page = report.write(fake_build.through("dedup").run, STAGES)
+    tree = LexborHTMLParser(page.read_text())
+    assert [node.text() for node in tree.css("h2")] == ["Stages", "Funnel", "Queries"]
+    (missing,) = tree.css("#missing")
+    assert "Downloads, not downloaded yet (download: not started" in missing.text()
+    assert "Evaluation, not evaluated yet" in missing.text()
 
 
 def test_every_number_of_the_funnel_is_on_the_page(hostile: FakeBuild) -> None:

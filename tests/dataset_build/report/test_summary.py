@@ -19,6 +19,14 @@ def test_a_line_a_stage_then_accuracy_then_what_to_open(fake_build: FakeBuild) -
     assert any(line.endswith(str(page)) for line in lines)
 
 
+def test_the_page_of_the_training_is_named_where_there_is_one(fake_build: FakeBuild) -> None:
+    fake_build.publish("train")
+    page = fake_build.run.stage_folder("train") / "training.html"
+    assert not any(str(page) in line for line in report.summary_lines(fake_build.run, STAGES))
+    page.write_text("")
+    assert f"training {page}" in report.summary_lines(fake_build.run, STAGES)
+
+
 def test_nothing_built_yet(fake_build: FakeBuild) -> None:
     lines = report.summary_lines(fake_build.run, STAGES)
     assert all("not started" in line for line in lines[1 : 1 + len(NAMES)])
