@@ -105,6 +105,8 @@ def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> in
     if done.idle:
         logging.info("%s: everything is up to date, nothing to run", what)
     logging.info("report: %s", page)
+    if (training := run.stage_folder("train") / "training.html").exists():
+        logging.info("training: %s", training)
     return 0
 
 

@@ -55,6 +55,8 @@ def curves(build: Build) -> dict[str, Any]:
 def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     """`RUN/evaluate/evaluation.json`, with the accuracy of guessing beside each result."""
     path = build.run.stage_folder("evaluate") / "evaluation.json"
+    if path.exists() and not _is_of_this_model(build):
+        raise Absent("not evaluated yet: the accuracy that is known is of an earlier model")
     if not path.exists():
         published = build.paths("evaluate", "evaluation.json")
         if not published:
@@ -82,6 +84,14 @@ def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     if not results:
         raise Absent(f"{path} names no dataset with a top1")
     return results
+
+
+def _is_of_this_model(build: Build) -> bool:
+    """Whether evaluation ended after training; told by two manifests, whatever is planned now."""
+    trained, evaluated = (build[name].manifests for name in ("train", "evaluate"))
+    if not evaluated:
+        return False
+    return bool(trained) and evaluated[0].finished >= trained[0].finished
 
 
 def _described(path: Path) -> dict[str, Any]:

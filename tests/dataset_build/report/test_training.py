@@ -50,7 +50,18 @@ def test_a_log_without_a_step_is_absent(fake_build: FakeBuild) -> None:
         curves(_log(fake_build, ""))
 
 
+def test_accuracy_of_an_earlier_model_is_not_shown(fake_build: FakeBuild) -> None:
+    fake_build.make_train()
+    fake_build.make_evaluate()
+    assert evaluation(Build(fake_build.run, STAGES))
+    for manifest in (fake_build.run.stage_folder("train") / "done").iterdir():
+        manifest.unlink()
+    with pytest.raises(Absent, match="of an earlier model"):
+        evaluation(Build(fake_build.run, STAGES))
+
+
 def test_chance_is_derived_from_the_classes(fake_build: FakeBuild) -> None:
+    fake_build.make_train()
     fake_build.make_evaluate()
     results = evaluation(Build(fake_build.run, STAGES))
     assert results["sample_web"]["chance"] == 1 / 48
