@@ -178,8 +178,11 @@ def _config(options: argparse.Namespace) -> int:
     """Print the resolved configuration, every key explained."""
     from pipeline import recipe
 
-    loaded = configuration.load(recipe.Config, options.config, options.overrides)
+    unset: list[str] = []
+    loaded = configuration.load(recipe.Config, options.config, options.overrides, unset)
     print("\n".join(configuration.explain(loaded)))
+    for fault in unset:
+        logging.warning("%s", fault)
     return 0
 
 

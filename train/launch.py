@@ -96,14 +96,24 @@ def _job(environ: Mapping[str, str]) -> str:
 def train(attempt: Attempt) -> Stats:
     """Train in as many processes as `train.processes` says, or in those that were started."""
     settings: TrainSettings = attempt.settings
-    if place(os.environ) is None:
-        wanted = settings.processes
-        count = max(1, visible_gpus()) if wanted == "auto" else wanted
-        if count > 1:
-            return _Ranks(attempt, count).train()
+    if place(os.environ) is None and (count := processes(settings)) > 1:
+        return _Ranks(attempt, count).train()
     from train.loop import train
 
     return train(attempt)
+
+
+def processes(settings: TrainSettings) -> int:
+    """How many will train together. Raises `ConfigError` if they cannot share the batch."""
+    if (here := place(os.environ)) is not None:
+        count = here.world
+    elif settings.processes == "auto":
+        count = max(1, visible_gpus())
+    else:
+        count = settings.processes
+    if said := settings.misfit(count):
+        raise ConfigError(f"train.data.lanes: {said}")
+    return count
 
 
 def visible_gpus() -> int:
