@@ -144,7 +144,7 @@ def free_port() -> int:
 
 
 def end_path(folder: Path, rank: int) -> Path:
-    """Where a rank leaves its statistics, or its error, as JSON."""
+    """Where a rank leaves its statistics, its error, or what stopped it, as JSON."""
     return folder / f"end-{rank:05d}.json"
 
 
@@ -192,10 +192,10 @@ class _Ranks:
                 self._raise_first_of(failed)
         finally:
             self._end_all()
+        said = json.loads(self._ranks[0].end.read_text())
         if self._ranks[0].process.returncode == EXIT_STOPPED:
-            self._attempt.stop.check()
-            raise Stopped("a signal to its ranks")
-        return Stats.from_json(json.loads(self._ranks[0].end.read_text())["stats"])
+            raise Stopped(said["stopped"])
+        return Stats.from_json(said["stats"])
 
     def _start(self, rank: int, port: int) -> _Rank:
         path = self._logs / f"{self._attempt.task.index:05d}-rank-{rank}.log"

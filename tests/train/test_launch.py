@@ -87,6 +87,8 @@ def test_stopped_and_gone_on_with_by_another_number_of_processes(
     assert steps[0] == steps[1]
     step = int(steps[0][0])
     assert 15 <= step < 60
+    said = (run / "train/logs/00000.log").read_text()
+    assert f"stopped by SIGTERM at step {step}" in said
     assert (run / f"train/checkpoints/step-{step:010d}").is_dir()
 
     prepare(run, packed, processes=4)

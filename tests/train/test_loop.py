@@ -47,7 +47,7 @@ def test_stopping_anywhere_changes_no_bit(pack: Pack, attempt: Make) -> None:
     assert stats.balanced()
     for after in (1, 7, 2):  # steps 1, 8 and 10: beside and between the periodic checkpoints
         stopped = attempt(packed, stop=Stopping(after))
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped, match=r"^SIGTERM at step \d+$"):
             loop.train(stopped)
         assert not list(stopped.folder.iterdir())
     last = attempt(packed)
