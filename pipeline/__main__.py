@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         logging.error("%s", error)
         return error.exit_code
-    except Stopped as signal:
-        logging.info("stopped by %s at a safe point; the same command goes on from here", signal)
+    except Stopped as stopped:
+        logging.info("stopped by %s; the same command goes on from here", stopped)
         return EXIT_STOPPED
 
 
@@ -52,7 +52,9 @@ def _build(options: argparse.Namespace) -> int:
     from pipeline import recipe
 
     run, config = _open(options)
-    return _advance(run, config, recipe.build_stages(config), "dataset")
+    stages = recipe.build_stages(config)
+    runner.begin(run, stages[0])
+    return _advance(run, config, stages, "dataset")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -77,6 +79,7 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
         raise MissingInput(f"{options.run}: not built yet: {_build_first(options)}")
     stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
     names = [stage.name for stage in stages]
+    runner.begin(run, stages[0])
     with launch.only_training(run.stage_folder("train")):  # else nothing of the run is touched
         if stage := runner.outdated(run, own):
             raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
@@ -125,6 +128,7 @@ def _report(options: argparse.Namespace) -> int:
     from pipeline import recipe
 
     run, config = _open(options)
+    status.read(options.run)  # says so if there is no run
     stages = recipe.all_stages(config)
     _write_report(run, stages)
     for line in report.summary_lines(run, stages):
@@ -169,8 +173,7 @@ def _export(options: argparse.Namespace) -> int:
 
     status.read(options.run)  # says so if there is no run
     config = configuration.load(recipe.Config, options.run / "config.yaml")
-    run = Run(options.run.absolute(), config)
-    print(export(run, options.format, options.to))
+    print(export(Run(options.run, config), options.format, options.to))
     return 0
 
 
@@ -211,8 +214,15 @@ def _open(options: argparse.Namespace) -> tuple[Run, Config]:
     overrides = list(options.overrides)
     if options.workers is not None:
         overrides.append(f"local.workers={options.workers}")
-    config = configuration.load(recipe.Config, options.config, overrides)
+    unset: list[str] = []
+    config = configuration.load(recipe.Config, options.config, overrides, unset)
     options.run = options.run or Path("runs") / options.config.stem
+    if options.command == "build" and not recipe.names_inputs(config):
+        alone = f"it is for training alone: `make train CONFIG={options.config} RUN={options.run}`"
+        raise ConfigError(f"{options.config}: names nothing to build from in queries and extract; "
+                          + (alone if config.train.data.datasets else "name it there"))  # fmt: skip
+    if unset:
+        raise ConfigError("\n".join(unset))
     return Run(options.run.absolute(), config), config
 
 

@@ -54,6 +54,7 @@ class RunLock:
             "job": job,
             "since": time.time(),
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._acquire()
         # Beats go through a descriptor: should another trainer have replaced the file, because
         # this process was suspended for long, they reach the old file only.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import files
-from pipeline.config import Settings
+from pipeline.config import Settings, load
+from pipeline.recipe import Config
 from pipeline.stage import Run
 from tests.train.conftest import TINY_MODEL, Pack
 from tests.train.published import publish_pack
+from train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -31,12 +34,13 @@ TINY = [
 ]
 
 
-def begin(command: str, *arguments: object, **environ: object) -> subprocess.Popen[str]:
-    """A command under way."""
+def begin(command: str, *arguments: object) -> subprocess.Popen[str]:
+    """A command under way, in an environment without OPENWIT_TARS."""
+    environ = {key: value for key, value in os.environ.items() if key != "OPENWIT_TARS"}
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", command, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in environ.items()},
+        env=environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,14 +92,10 @@ def test_who_comes_second_is_refused_before_anything_is_changed(data: Path, tmp_
         )
         before = contents(run, written)
         assert before.keys() >= {"config.yaml", "stages.json", "train/plan.json"}
-        for command in ("train", "evaluate"):
-            began = time.monotonic()
-            second = begin(command, data, "--run", run, *TINY, "train.samples=80")
-            code, _, said = end(second)
-            assert time.monotonic() - began < 20
-            assert code == 9, said
-            assert re.search(rf"process {first.pid} on \S+ \(since 20\d\d-.*\) is training", said)
-            assert len(said.splitlines()) == 1
+        code, _, said = end(begin("evaluate", data, "--run", run, *TINY, "train.samples=80"))
+        assert code == 9, said
+        assert re.search(rf"process {first.pid} on \S+ \(since 20\d\d-.*\) is training", said)
+        assert len(said.splitlines()) == 1
         log = (run / "train/logs/00000.log").read_text()
         assert contents(run, written) == before
         assert log.count("attempt 1") == 1 and "attempt 2" not in log
@@ -104,8 +104,9 @@ def test_who_comes_second_is_refused_before_anything_is_changed(data: Path, tmp_
         first.send_signal(signal.SIGKILL)  # it holds the lock, and does not let go of it
         first.communicate()
     assert (run / "train/lock.json").exists()
-    code, _, said = end(begin("train", data, "--run", run, *TINY, "train.samples=80"))
-    assert code == 0, said
+    nowhere = f"train.data.datasets.one.path={tmp_path}/nowhere"  # found out behind the lock
+    code, _, said = end(begin("train", data, "--run", run, *TINY, nowhere))
+    assert (code, "no such file" in said) == (3, True), said
     assert not (run / "train/lock.json").exists()
 
 
@@ -143,3 +144,79 @@ def test_a_dataset_of_other_settings_is_not_trained_on_and_stays_as_it_is(
     assert "queries is not up to date with" in said
     assert "run `make build-dataset CONFIG=" in said
     assert contents(run.folder, "^$") == before
+
+
+@pytest.mark.parametrize("tars", [[], ["train.data.datasets.pairs.path=/data"]])
+def test_a_configuration_for_training_alone_is_not_built(tars: list[str], tmp_path: Path) -> None:
+    config, run = "configs/webdataset.yaml", tmp_path / "run"
+    code, _, said = end(begin("build", config, "--run", run, *tars))
+    assert code == 2
+    assert f"for training alone: `make train CONFIG={config} RUN={run}`" in said
+    assert not run.exists()
+
+
+def test_without_its_environment_a_configuration_is_explained_and_not_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, said = end(begin("config", "configs/webdataset.yaml"))
+    assert code == 0
+    assert "path: '${OPENWIT_TARS}'" in out
+    assert "configs/webdataset.yaml:17: train.data.datasets.pairs.path: the environment" in said
+    code, _, said = end(begin("train", "configs/webdataset.yaml", "--run", run))
+    assert code == 2
+    assert "the environment variable OPENWIT_TARS is not set" in said
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("preset", ["single-gpu", "cpu", "RN50"])
+def test_a_preset_in_the_packaged_configuration_is_the_whole_recipe(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENWIT_TARS", "/data")
+    path = ROOT / "configs/webdataset.yaml"
+    loaded = load(Config, path, [f"train.preset={preset}"]).train
+    bare = TrainSettings.model_validate({"preset": preset})
+    data = bare.data.model_copy(update={"datasets": loaded.data.datasets})
+    assert loaded == bare.model_copy(update={"data": data})
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_goes_on_with_a_runs_own_configuration(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def said(*variables: str) -> str:
+        command = ["make", "--dry-run", "evaluate", f"RUN={run}", *variables]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert f"evaluate configs/sample.yaml --run {run} " in said()
+    run.mkdir()
+    (run / "config.yaml").touch()
+    assert f"evaluate {run}/config.yaml --run {run} " in said()
+    assert f"evaluate configs/cifar10.yaml --run {run} " in said("CONFIG=configs/cifar10.yaml")
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, to_build: Path) -> None:
+    run = tmp_path / "run"
+    nowhere = f"train.data.datasets.pairs.path={tmp_path}/nowhere"
+    code, _, said = end(begin("train", "configs/webdataset.yaml", "--run", run, nowhere))
+    assert (code, f"{tmp_path}/nowhere: no such file or folder" in said) == (3, True), said
+    (tmp_path / "queries.txt").unlink()
+    code, _, said = end(begin("build", to_build, "--run", run, "queries.wikipedia=[/not/here]"))
+    assert (code, "/not/here: no such input" in said) == (3, True), said
+    code, _, said = end(begin("report", to_build, "--run", run))
+    assert (code, "no run here" in said) == (3, True), said
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run", "locked/run", "/proc/run"])
+def test_a_folder_that_cannot_be_written_is_named(
+    folder: str, to_build: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if folder.startswith("locked") and os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("root may write everywhere")
+    run = tmp_path / folder
+    code, _, said = end(begin("build", to_build, "--run", run))
+    assert code == 2
+    assert f"{run}: no run can be kept here" in said
