@@ -1,5 +1,8 @@
 # OpenWIT: `make help` lists the targets. Each sets up what it needs by itself.
 
+ifneq ($(RUN),)
+CONFIG  ?= $(or $(wildcard $(RUN)/config.yaml),configs/sample.yaml)
+endif
 CONFIG  ?= configs/sample.yaml
 RUN     ?= runs/$(basename $(notdir $(CONFIG)))
 ON      ?= local
@@ -31,6 +34,7 @@ help: ## list the targets and variables
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  CONFIG=configs/x.yaml   what to build           (now: $(CONFIG))'
+	@echo '                          without it, RUN goes on with its own RUN/config.yaml, if it has one'
 	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 
 class UserError(Exception):
@@ -59,14 +61,28 @@ class Settings(BaseModel):
         return {}
 
 
+def fault(message: str, *keys: str) -> PydanticCustomError:
+    """What a validator of a whole section raises about its `keys`, dotted names within it.
+
+    It is reported where the first of them was set that the file or an override sets.
+    """
+    return PydanticCustomError("section", "{message}", {"message": message, "keys": keys})
+
+
 S = TypeVar("S", bound=Settings)
+_FEW_KEYS = 12
+"""As many are named in a line."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+def load(
+    schema: type[S], path: Path, overrides: Sequence[str] = (), unset: list[str] | None = None
+) -> S:
     """Read `path`, apply `overrides` in order and check the whole against `schema`.
 
-    Raises `ConfigError` listing every fault as `file:line: key: reason`.
+    Raises `ConfigError` listing every fault as `file:line: key: reason`. With a list for `unset`,
+    environment variables that are not set are no faults: they stay as they are written, and the
+    list gets what would have been said of them.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -86,9 +102,11 @@ def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     origin = {key: f"{path}:{line}" for key, line in _lines(root, str(path))}
     for override in overrides:
         key = _apply(override, values)
+        # What the file wrote below is replaced along with it.
+        origin = {k: v for k, v in origin.items() if not k.startswith(f"{key}.")}
         origin[key] = override
     faults: list[str] = []
-    values = _expand(values, "", origin, str(path), faults)
+    values = _expand(values, "", origin, str(path), faults if unset is None else unset)
     if faults:
         raise ConfigError("\n".join(faults))
     try:
@@ -164,7 +182,7 @@ def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[tupl
 
 
 def _expand(value: Any, key: str, origin: dict[str, str], file: str, faults: list[str]) -> Any:
-    """Put environment variables written `${NAME}` in place; an unset one is a fault."""
+    """Put environment variables written `${NAME}` in place; an unset one stays, and is a fault."""
     if isinstance(value, dict):
         return {
             k: _expand(v, f"{key}.{k}".strip("."), origin, file, faults) for k, v in value.items()
@@ -178,32 +196,84 @@ def _expand(value: Any, key: str, origin: dict[str, str], file: str, faults: lis
         name = match[1]
         if name not in os.environ:
             where = origin.get(key, file)
-            faults.append(f"{where}: {key}: the environment variable {name} is not set; export it")
-        return os.environ.get(name, "")
+            faults.append(f"{where}: {key}: the environment variable {name} is not set;"
+                          f" export {name}=...")  # fmt: skip
+        return os.environ.get(name, match[0])
 
     return _VARIABLE.sub(replace, value)
 
 
-def _explain(fault: ErrorDetails, schema: type[Settings], origin: dict[str, str], file: str) -> str:
-    keys = [str(part) for part in fault["loc"]]
-    message = fault["msg"]
-    if fault["type"] == "extra_forbidden":
-        section: Any = schema
-        for part in keys[:-1]:
-            section = _section(section, part)
-        names = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
-        message = "no such key"
-        if near:
-            message += f"; did you mean {near[0]!r}?"
-        elif names:
-            message += f"; the keys here are {', '.join(names)}"
-    for length in range(
-        len(keys), 0, -1
-    ):  # the nearest ancestor that the file or an override wrote
-        if (where := origin.get(".".join(keys[:length]))) is not None:
-            return f"{where}: {'.'.join(keys)}: {message}"
-    return f"{file}: {'.'.join(keys)}: {message}"
+def _explain(error: ErrorDetails, schema: type[Settings], origin: dict[str, str], file: str) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    message = error["msg"]
+    if error["type"] == "extra_forbidden":
+        message = f"no such key; {_hint(path, schema)}"
+    elif named := error.get("ctx", {}).get("keys"):
+        keys = [f"{key}.{name}".strip(".") for name in named]
+        key = next((key for key in keys if key in origin), keys[0])
+    written = key
+    while written and written not in origin:  # then its nearest ancestor that was
+        written = written.rpartition(".")[0]
+    return f"{origin.get(written, file)}: {key}: {message}"
+
+
+def _hint(path: Sequence[str], schema: type[Settings]) -> str:
+    """Which key was meant by one that does not exist; all that there are if none is near."""
+    section: Any = schema
+    for part in path[:-1]:
+        section = _section(section, part)
+    if section is None:
+        return "there are no keys here"
+    if near := _nearest(path[-1], section, schema):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    names = sorted(section.model_fields)
+    if len(names) <= _FEW_KEYS:
+        return f"the keys here are {', '.join(names)}"
+    listed = textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ")
+    return f"`make config` explains the keys here:\n{listed}"
+
+
+def _nearest(wrong: str, section: type[Settings], schema: type[Settings]) -> list[str]:
+    """The name in `section` that is most like `wrong`, or dotted ones elsewhere that are more."""
+    here = {
+        name: max(_likeness(wrong, name, 0.6), _begins(wrong, name), _says(wrong, field))
+        for name, field in section.model_fields.items()
+    }
+    there = {name: _likeness(wrong, name.rpartition(".")[2], 0.75) for name in _dotted(schema)}
+    best = max([*here.values(), *there.values()])
+    if best in here.values():
+        return [name for name in here if here[name] == best][:1] if best else []
+    return [name for name in there if there[name] == best]
+
+
+def _likeness(one: str, other: str, at_least: float) -> float:
+    """Up to 1; 0 if it is less than that, or if one may just be found among the other's letters."""
+    if 2 * min(len(one), len(other)) <= max(len(one), len(other)):
+        return 0.0
+    ratio = difflib.SequenceMatcher(None, one, other).ratio()
+    return ratio if ratio >= at_least else 0.0
+
+
+def _begins(wrong: str, name: str) -> float:
+    """For `batch_size` and `batch`, `warmup` and `warmup_steps`."""
+    return 0.95 * (wrong.startswith(f"{name}_") or name.startswith(f"{wrong}_"))
+
+
+def _says(wrong: str, field: FieldInfo) -> float:
+    """For `learning_rate` and `lr`, whose explanation begins so."""
+    words = re.findall(r"\w+", (field.description or "").lower())[:3]
+    beginnings = ("_".join(words[:count]) for count in range(1, len(words) + 1))
+    return max((_likeness(wrong, beginning, 0.8) for beginning in beginnings), default=0.0)
+
+
+def _dotted(schema: type[Settings], prefix: str = "") -> Iterator[str]:
+    """All keys, but for those of sections that have names of the user's choice."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        section = _section(schema, name)
+        if section is not None and typing.get_origin(field.annotation) is not dict:
+            yield from _dotted(section, f"{prefix}{name}.")
 
 
 def _section(schema: Any, name: str) -> type[Settings] | None:

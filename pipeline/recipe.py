@@ -73,6 +73,14 @@ class Config(Settings):
     """How tasks run on this machine."""
 
 
+def names_inputs(config: Config) -> bool:
+    """Whether there is anything to build from."""
+    queries, extract = config.queries, config.extract
+    given = (queries.wikipedia, queries.page_views, queries.wordnet, queries.file)
+    given += (extract.wat, extract.warc, extract.parquet)
+    return config.sample_web is not None or any(given)
+
+
 def build_stages(config: Config) -> Sequence[Stage]:
     """The stages of the dataset up to `config.until`."""
     names = [stage.name for stage in BUILD]

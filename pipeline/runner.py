@@ -5,8 +5,10 @@ It keeps no state of its own: whoever calls it, whenever, it goes on from what i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,10 +17,10 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from pipeline import files, manifest
-from pipeline.config import UserError, dump
+from pipeline.config import ConfigError, UserError, dump
 from pipeline.manifest import Manifest, find
 from pipeline.stage import Attempt, Ended, Executor, Outcome, Planned, Run, Stage
-from pipeline.stop import StopFlag
+from pipeline.stop import StopFlag, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,22 @@ class Advance:
         return not any(self.ran.values())
 
 
+def begin(run: Run, first: Stage) -> None:
+    """Make the run folder; a run whose `first` stage cannot be planned gets none.
+
+    Raises `ConfigError` if the folder cannot be written.
+    """
+    if not run.folder.exists():
+        first.planned(run, 0, 0)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(run.folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written")
+    except OSError as error:
+        raise ConfigError(f"{run.folder}: no run can be kept here ({error.strerror}); choose"
+                          " another folder with RUN=... or --run") from None  # fmt: skip
+
+
 def advance(
     run: Run, stages: Sequence[Stage], executor: Executor, stop: StopFlag, watch: Watch
 ) -> Advance:
@@ -97,12 +115,12 @@ def describe(run: Run, stages: Sequence[Stage]) -> None:
 
 
 def outdated(run: Run, stages: Sequence[Stage]) -> Stage | None:
-    """The first stage with something to run, or None; plans as `advance` would, runs nothing."""
+    """The first stage with something to run, or None; plans as `advance` would, writes nothing."""
     for stage in stages:
         done: list[Planned] = []
         for phase in range(1 + len(stage.then)):
             done += stage.planned(run, phase, len(done))
-            run.save_plan(stage.name, done)
+            run.consider(stage.name, done)
             if _missing(run, stage, done):
                 return stage
     return None
@@ -127,15 +145,19 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
             manifest.withdraw(folder, task.fingerprint)
             (folder / "failed" / f"{task.task.index:05d}.json").unlink(missing_ok=True)
         failed = []
+        stopped = False
         with stage.service(run) as environment:
             for outcome in executor.submit(run, stage, missing, environment):
                 watch.tick(stage, outcome)
+                stopped |= outcome is not None and outcome.ended is Ended.STOPPED
                 if outcome and outcome.ended is Ended.FAILED:
                     failed.append(outcome)
                     _record_failure(folder, outcome)
         stop.check()
         if failed:
             raise TasksFailed(_describe_failures(stage, failed))
+        if stopped:
+            raise Stopped(f"a signal to a task of {stage.name}")
         run.save_plan(stage.name, planned)  # also forgets what was known of the outputs
         ran += len(missing)
     manifests = run.manifests(stage.name)

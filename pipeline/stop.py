@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Stopped(Exception):
-    """Raised at a safe point after a stop was asked for; nothing is lost."""
+    """Raised at a safe point after a stop was asked for; nothing is lost. It says by what."""
 
 
 class StopFlag:
@@ -35,10 +35,17 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def name(self) -> str:
+        """The signal's; where none has come, another process that works on the same has got it."""
+        if self.signal is None:
+            return "a signal to another process"
+        return signal.Signals(self.signal).name
+
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for. Call where it is safe to end."""
         if self.signal is not None:
-            raise Stopped(signal.Signals(self.signal).name)
+            raise Stopped(self.name)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

@@ -73,7 +73,7 @@ def trained_model(run: Run) -> Path:
     """The folder with the model.json and model.safetensors of the run's last finished training."""
     for manifest in run.manifests("train") or run.completed("train"):
         return run.stage_folder("train") / "store" / manifest.store
-    raise MissingInput(f"{run.folder}: no model is trained here; run `python -m pipeline train`")
+    raise MissingInput(f"{run.folder}: no model is trained here; run `make train RUN={run.folder}`")
 
 
 def _open_clip_config(model: dict[str, object], preprocess: dict[str, object]) -> str:

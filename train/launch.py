@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.manifest import Stats
 from pipeline.stage import Attempt
 from pipeline.stop import EXIT_STOPPED, Stopped
 from train.guard import TrainingDiverged
+from train.lock import RunInUse, RunLock, refuse_others
 from train.settings import TrainSettings
 from train.watchdog import Beat, Hung, Watch, beat_path
 
@@ -35,6 +37,8 @@ _LAST_WORDS_S = 5.0
 """How long the other ranks may take to end by themselves when one has failed."""
 _STACKS_S = 2.0
 """How long ranks that hang may take to write down where they are."""
+_BEAT_S = 1.0
+"""Between beats of the lock, and so the time after which a second command is refused."""
 
 
 class RankFailed(UserError):
@@ -63,17 +67,53 @@ def place(environ: Mapping[str, str]) -> Place | None:
     return None
 
 
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """While it lasts, no other command trains in the stage's `folder`.
+
+    Commands that torchrun or srun started together count as one. Raises `train.lock.RunInUse`.
+    """
+    path = folder / "lock.json"
+    job = _job(os.environ)
+    here = place(os.environ)
+    if here is not None and here.rank > 0:
+        refuse_others(path, job)
+        yield
+        return
+    lock = RunLock(path, beat_s=_BEAT_S, job=job)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _job(environ: Mapping[str, str]) -> str:
+    """What the processes that torchrun or srun started together have in common."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(environ.get(name, "") for name in names)
+
+
 def train(attempt: Attempt) -> Stats:
     """Train in as many processes as `train.processes` says, or in those that were started."""
     settings: TrainSettings = attempt.settings
-    if place(os.environ) is None:
-        wanted = settings.processes
-        count = max(1, visible_gpus()) if wanted == "auto" else wanted
-        if count > 1:
-            return _Ranks(attempt, count).train()
+    if place(os.environ) is None and (count := processes(settings)) > 1:
+        return _Ranks(attempt, count).train()
     from train.loop import train
 
     return train(attempt)
+
+
+def processes(settings: TrainSettings) -> int:
+    """How many will train together. Raises `ConfigError` if they cannot share the batch."""
+    if (here := place(os.environ)) is not None:
+        count = here.world
+    elif settings.processes == "auto":
+        count = max(1, visible_gpus())
+    else:
+        count = settings.processes
+    if said := settings.misfit(count):
+        raise ConfigError(f"train.data.lanes: {said}")
+    return count
 
 
 def visible_gpus() -> int:
@@ -104,7 +144,7 @@ def free_port() -> int:
 
 
 def end_path(folder: Path, rank: int) -> Path:
-    """Where a rank leaves its statistics, or its error, as JSON."""
+    """Where a rank leaves its statistics, its error, or what stopped it, as JSON."""
     return folder / f"end-{rank:05d}.json"
 
 
@@ -152,10 +192,10 @@ class _Ranks:
                 self._raise_first_of(failed)
         finally:
             self._end_all()
+        said = json.loads(self._ranks[0].end.read_text())
         if self._ranks[0].process.returncode == EXIT_STOPPED:
-            self._attempt.stop.check()
-            raise Stopped("a signal to its ranks")
-        return Stats.from_json(json.loads(self._ranks[0].end.read_text())["stats"])
+            raise Stopped(said["stopped"])
+        return Stats.from_json(said["stats"])
 
     def _start(self, rank: int, port: int) -> _Rank:
         path = self._logs / f"{self._attempt.task.index:05d}-rank-{rank}.log"
@@ -238,7 +278,7 @@ def _error(rank: _Rank, code: int) -> UserError:
         message = str(json.loads(rank.end.read_text())["error"])
     except (OSError, ValueError, KeyError):
         message = f"exit code {code}"
-    for kind in (ConfigError, MissingInput, TrainingDiverged):
+    for kind in (ConfigError, MissingInput, TrainingDiverged, RunInUse):
         if kind.exit_code == code:
             return kind(message)
     return RankFailed(_said(rank, message))

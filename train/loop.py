@@ -202,7 +202,7 @@ class _Training:
                 )
                 if stop and not ends:
                     log.info("stopped after step %d of %d", progress.step, self.steps)
-                    raise Stopped(f"at step {progress.step}")
+                    raise Stopped(f"{self.attempt.stop.name} at step {progress.step}")
         return progress
 
     def publish(self, progress: Progress) -> None:

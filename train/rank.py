@@ -35,7 +35,8 @@ def main() -> int:
             from train.loop import train
 
             stats = train(attempt, heart)
-    except Stopped:
+    except Stopped as stopped:
+        files.write_atomic(end, json.dumps({"stopped": str(stopped)}))
         return EXIT_STOPPED
     except Exception as error:
         known = isinstance(error, UserError)

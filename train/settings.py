@@ -6,13 +6,12 @@ Natural Language Supervision", tables 18 to 20; `presets` holds them for every m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from pipeline.config import Settings
+from pipeline.config import Settings, fault
 from train import presets
 
 
@@ -250,18 +249,40 @@ class TrainSettings(OptimSettings):
         if (known := presets.canonical(str(name))) is None:
             near = " or ".join(presets.nearest(str(name)))
             hint = f"did you mean {near}?" if near else f"there are {', '.join(presets.PRESETS)}"
-            raise PydanticCustomError(
-                "preset", "preset: there is no {name}; {hint}", {"name": repr(name), "hint": hint}
-            )
+            raise fault(f"there is no {str(name)!r}; {hint}", "preset")
         start = presets.CONTINUED.get(known)
         if start and not given.get("init_from"):
-            raise PydanticCustomError(
+            raise fault(
+                f"{known} goes on from trained weights; set train.init_from to the "
+                f"model.safetensors of a {start}",
                 "preset",
-                "preset: {known} goes on from trained weights; set train.init_from to the "
-                "model.safetensors of a {start}",
-                {"known": known, "start": start},
             )
         return presets.with_preset({**given, "preset": known}, known)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if said := self.misfit():
+            raise fault(said, "data.lanes", "batch")
+        if self.processes != "auto" and (said := self.misfit(self.processes)):
+            raise fault(said, "processes", "data.lanes")
+        return self
+
+    def misfit(self, processes: int = 1) -> str:
+        """Why so many processes cannot share a batch by its lanes, and what would do; else `""`."""
+        batch, lanes = self.batch, self.data.lanes
+        if batch % lanes:
+            said = f"a batch of {batch} cannot be cut into {lanes} equal lanes"
+            below = batch // lanes * lanes
+            other = f"set train.batch={_either([n for n in (below, below + lanes) if n])}"
+        elif lanes % processes:
+            said = f"{processes} processes cannot share {lanes} lanes equally"
+            other = f"train in {next(n for n in range(processes, 0, -1) if lanes % n == 0)}"
+        else:
+            return ""
+        fitting = [n for n in range(processes, batch + 1, processes) if batch % n == 0]
+        near = [n for n in fitting if n < lanes][-1:] + [n for n in fitting if n > lanes][:1]
+        first = f"set train.data.lanes={_either(near)}, or " if near else ""
+        return f"{said}; {first}{other}"
 
     def notes(self) -> dict[str, str]:
         """What of these settings follows from the batch, for `python -m pipeline config`."""
@@ -278,6 +299,10 @@ class TrainSettings(OptimSettings):
                 rule, self.warmup_steps == warmup_steps, "batch and samples"
             )
         return notes
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _derived(rule: str, holds: bool, source: str) -> str:

@@ -6,6 +6,8 @@ Their work is imported when it is done, so that commands that train nothing neve
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from pipeline.config import ConfigError
 from pipeline.manifest import Stats
@@ -41,6 +43,15 @@ def _train(attempt: Attempt) -> Stats:
     return launch.train(attempt)
 
 
+@contextmanager
+def _checked(run: Run) -> Iterator[Mapping[str, str]]:
+    """Say before the training's task is started what would end it on the machine that there is."""
+    from train import launch
+
+    launch.processes(run.settings("train"))
+    yield {}
+
+
 def _plan_evaluate(run: Run) -> list[Task]:
     patterns = run.settings("evaluate").datasets
     if not patterns:
@@ -66,6 +77,7 @@ TRAIN = Stage(
     work=_train,
     unit="samples",
     version=2,
+    service=_checked,
     is_limited=False,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import Field, create_model, model_validator
 
-from pipeline.config import ConfigError, Settings, dump, explain, load
+from pipeline.config import ConfigError, Settings, dump, explain, fault, load
 
 
 class Inner(Settings):
@@ -18,6 +18,12 @@ class Inner(Settings):
     """Pairs a query."""
     threads: int = 4
     """How many at once."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Inner:
+        if self.threads > 64 * self.cap:
+            raise fault("too many for the cap", "threads", "cap")
+        return self
 
 
 class Outer(Settings):
@@ -61,7 +67,39 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
         ("rate: fast\n", [], "{path}:1: rate: Input should be a valid number"),
         ("\nbalance:\n  cap: 0\n", [], "{path}:3: balance.cap: Input should be greater than 0"),
         ("{}", ["balance.cpa=3"], "balance.cpa=3: balance.cpa: no such key; did you mean 'cap'?"),
-        ("{}", ["balance.cap"], "balance.cap: an override has the form section.key=value"),
+        (
+            "balance:\n  thraeds: 1",
+            [],
+            "{path}:2: balance.thraeds: no such key; did you mean 'threads'?",
+        ),
+        ("{}", ["cap=3"], "cap=3: cap: no such key; did you mean 'balance.cap' or 'extra.cap'?"),
+        (
+            "{}",
+            ["balance.cap_size=3"],
+            "balance.cap_size=3: balance.cap_size: no such key; did you mean 'cap'?",
+        ),
+        (
+            "{}",
+            ["balance.pairs_per_query=1"],
+            "balance.pairs_per_query=1: balance.pairs_per_query: no such key; did you mean 'cap'?",
+        ),
+        (
+            "{}",
+            ["balance.zzz=3"],
+            "balance.zzz=3: balance.zzz: no such key; the keys here are cap, threads",
+        ),
+        (
+            "{}",
+            ["balance.cap=1", "balance.threads=99"],
+            "balance.threads=99: balance.threads: too many for the cap",
+        ),
+        ("balance:\n  threads: 99\n", ["balance.cap=1"], "{path}:2: balance.threads: too many"),
+        ("balance:\n  cap: 3\n", ["balance={cap: 0, threads: 1}"], "balance={{cap: 0,"),
+        (
+            "{}",
+            ["extra.cap=-1", "balance.cap"],
+            "balance.cap: an override has the form section.key=value",
+        ),
         ("rate: 1\n", ["rate.x=3"], "rate.x=3: 'rate' is a value, not a section"),
         ("rate: 1\nrate: 2\n", [], "{path}:2: rate: already set in line 1"),
         ("a: [\n", [], "{path}:2: not valid YAML"),
@@ -82,6 +120,17 @@ def test_faults_name_line_and_cure(
     assert str(caught.value).startswith(message.format(path=path))
 
 
+def test_where_no_key_is_near_all_can_be_read(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {f"setting_number_{chr(122 - i)}": (int, i) for i in range(20)}
+    wide = create_model("Wide", __base__=Settings, **fields)
+    with pytest.raises(ConfigError, match="no such key; `make config` explains") as caught:
+        load(wide, write(tmp_path, "q: 1\n"))
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) > 2
+    assert all(len(line) <= 100 for line in lines)
+    assert " ".join(lines).replace(",", "").split() == sorted(fields)
+
+
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, "rate: x\nbalance:\n  cap: -1\n  zzz: 1\n")
     with pytest.raises(ConfigError) as caught:
@@ -98,6 +147,15 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 def test_environment_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "/there")
     assert load(Outer, write(tmp_path, "name: ${PLACE}/x\n")).name == "/there/x"
+
+
+def test_what_the_environment_lacks_can_be_shown_as_it_is_written(tmp_path: Path) -> None:
+    unset: list[str] = []
+    path = write(tmp_path, "name: ${NOT_SET_ANYWHERE}/x\n")
+    loaded = load(Outer, path, unset=unset)
+    assert "name: ${NOT_SET_ANYWHERE}/x" in explain(loaded)
+    (said,) = unset
+    assert said.startswith(f"{path}:1: name: the environment variable NOT_SET_ANYWHERE is not set")
 
 
 def test_dump_loads_back_equal(tmp_path: Path) -> None:

@@ -89,6 +89,21 @@ def test_a_stop_ends_at_a_safe_point_and_the_next_call_goes_on(
     assert total(run) == 6
 
 
+def test_a_signal_to_a_task_alone_stops_the_command(advance: Call, tmp_path: Path) -> None:
+    live = tmp_path / "run/numbers/live/00000.json"
+
+    def stop_it() -> None:
+        while not live.exists():
+            time.sleep(0.05)
+        os.kill(json.loads(live.read_text())["pid"], signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    with pytest.raises(Stopped, match="a signal to a task of numbers"):
+        advance({"fault": "wait", "count": 1})
+    thread.join()
+
+
 def test_tasks_die_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = f"""
 import os, subprocess, sys

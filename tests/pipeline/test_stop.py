@@ -19,8 +19,10 @@ def flag() -> object:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_only_raises_the_flag(flag: StopFlag, number: signal.Signals) -> None:
     flag.check()
+    assert flag.name == "a signal to another process"
     os.kill(os.getpid(), number)
     assert flag
+    assert flag.name == number.name
     with pytest.raises(Stopped, match=number.name):
         flag.check()
 

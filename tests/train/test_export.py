@@ -295,5 +295,8 @@ def test_what_transformers_lacks_is_named() -> None:
 
 
 def test_nothing_trained_is_said(attempt: Make, pack: Pack, tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="no model is trained here"):
-        export(attempt(pack(8)).run, "open_clip", tmp_path / "exported")
+    run = attempt(pack(8)).run
+    with pytest.raises(
+        MissingInput, match=f"no model is trained here; run `make train RUN={run.folder}`"
+    ):
+        export(run, "open_clip", tmp_path / "exported")

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.config import ConfigError
 from pipeline.stage import Attempt
 from tests.train import recipe
 from tests.train.conftest import Pack
 from tests.train.recipe import finish, prepare, start, started_by, wait_for
-from train import loop
+from train import loop, stages
 from train.launch import Place, free_port, place, visible_gpus
+from train.lock import RunLock
 
 
 def _losses(run: Path) -> list[float]:
@@ -85,6 +87,8 @@ def test_stopped_and_gone_on_with_by_another_number_of_processes(
     assert steps[0] == steps[1]
     step = int(steps[0][0])
     assert 15 <= step < 60
+    said = (run / "train/logs/00000.log").read_text()
+    assert f"stopped by SIGTERM at step {step}" in said
     assert (run / f"train/checkpoints/step-{step:010d}").is_dir()
 
     prepare(run, packed, processes=4)
@@ -97,12 +101,43 @@ def test_stopped_and_gone_on_with_by_another_number_of_processes(
 
 
 def test_an_error_of_the_ranks_is_an_error_of_the_task(pack: Pack, tmp_path: Path) -> None:
-    run = prepare(tmp_path / "run", pack(24), processes=3)
+    run = prepare(tmp_path / "run", pack(24), processes=2, model={"name": "ViT-B-23"})
     code, said = finish(start(run))
     assert code == 4
-    assert "train.data.lanes: 4 must divide" in said
+    assert "train.model.name: open_clip has no configuration 'ViT-B-23'" in said
     assert "trying again" not in said  # the same configuration would end the same way
     assert started_by(run) == []
+
+
+def test_lanes_that_the_processes_cannot_share_are_refused_before_a_task_starts(
+    pack: Pack, attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = attempt(pack(24)).run  # four lanes; as many processes as GPUs
+    monkeypatch.setattr("train.launch.visible_gpus", lambda: 3)
+    with (
+        pytest.raises(ConfigError, match="3 processes cannot share 4 lanes equally; train in 2"),
+        stages.TRAIN.service(run),
+    ):
+        pass
+    monkeypatch.setattr("train.launch.visible_gpus", lambda: 2)
+    with stages.TRAIN.service(run):
+        pass
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match="8 processes"), stages.TRAIN.service(run):
+        pass
+
+
+def test_a_run_that_is_in_use_is_tried_once(pack: Pack, tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", pack(24), processes=2)
+    lock = RunLock(run / "train/checkpoints/lock.json", beat_s=0.2)
+    try:
+        code, said = finish(start(run))
+    finally:
+        lock.release()
+    assert code == 4
+    assert f"process {os.getpid()} on" in said
+    assert "trying again" not in said
 
 
 @pytest.mark.slow

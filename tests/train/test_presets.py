@@ -198,6 +198,14 @@ def test_config_says_what_is_derived(tmp_path: Path) -> None:
     assert "Derived" not in said and "Given" not in said
 
 
+def test_a_preset_that_there_is_not_is_reported_where_it_is_given(tmp_path: Path) -> None:
+    path = _file(tmp_path, "train:\n  seed: 1\n  preset: cpu")
+    with pytest.raises(ConfigError, match=r"^train\.preset=ViT-B/23: train\.preset: there is no"):
+        config.load(Root, path, ["train.preset=ViT-B/23"])
+    with pytest.raises(ConfigError, match=r"x\.yaml:3: train\.preset: there is no 'cup'"):
+        config.load(Root, _file(tmp_path, path.read_text().replace("cpu", "cup")))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -33,11 +33,8 @@ def open_stream(
 ) -> tuple[Order, Loader]:
     """The order of samples, and a loader of this process's part of every batch."""
     data = settings.data
-    if settings.batch % data.lanes or data.lanes % process.world:
-        raise ConfigError(
-            f"train.data.lanes: {data.lanes} must divide train.batch ({settings.batch}) and be a "
-            f"multiple of the number of processes ({process.world})"
-        )
+    if said := settings.misfit(process.world):
+        raise ConfigError(f"train.data.lanes: {said}")
     order = Order(
         index,
         seed=settings.seed,

@@ -375,7 +375,8 @@ def test_img2datasets_own_output_is_trained_on_by_the_command_line(
     root = Path(__file__).parents[3]
     tiny = [f"train.model.{key}={value}" for key, value in TINY_MODEL.items()]
     command = [sys.executable, "-m", "pipeline", "train", "configs/webdataset.yaml"]
-    command += ["--run", str(tmp_path / "run"), *tiny, "train.samples=64", "train.batch=8"]
+    command += ["--run", str(tmp_path / "run"), "train.preset=cpu", *tiny]
+    command += ["train.samples=64", "train.batch=8"]
     command += ["train.data.lanes=4", "train.data.margin=4", "train.threads=1"]
     command += ["train.log_every_steps=4", "train.data.checksums=true"]
     environment = os.environ | {"OPENWIT_TARS": str(downloaded), "OMP_NUM_THREADS": "1"}
