@@ -76,9 +76,9 @@ class Config(Settings):
 def names_inputs(config: Config) -> bool:
     """Whether there is anything to build from."""
     queries, extract = config.queries, config.extract
-    given = (queries.wikipedia, queries.page_views, queries.wordnet, queries.file)
-    given += (extract.wat, extract.warc, extract.parquet)
-    return config.sample_web is not None or any(given)
+    named = [queries.wikipedia, queries.page_views, queries.wordnet, queries.file]
+    named += [extract.wat, extract.warc, extract.parquet]
+    return config.sample_web is not None or any(named)
 
 
 def build_stages(config: Config) -> Sequence[Stage]:
