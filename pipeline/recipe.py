@@ -76,9 +76,9 @@ class Config(Settings):
 def names_inputs(config: Config) -> bool:
     """Whether there is anything to build from."""
     queries, extract = config.queries, config.extract
-    of_queries = (queries.wikipedia, queries.page_views, queries.wordnet, queries.file)
-    of_pairs = (extract.wat, extract.warc, extract.parquet)
-    return config.sample_web is not None or any(of_queries) or any(of_pairs)
+    named = [queries.wikipedia, queries.page_views, queries.wordnet, queries.file]
+    named += [extract.wat, extract.warc, extract.parquet]
+    return config.sample_web is not None or any(named)
 
 
 def build_stages(config: Config) -> Sequence[Stage]:
