@@ -24,8 +24,8 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config test test-slurm lint format \
-        bench inputs test-inputs clean
+.PHONY: help setup demo build-dataset train evaluate export report status verify config test test-slurm lint \
+        format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,7 +113,11 @@ test-inputs:
 	  'need them are skipped; as root: apt-get install wordnet-base chromium'
 
 test-slurm-inputs:
-	$(if $(shell PATH="$$PATH:/usr/sbin" command -v slurmctld slurmd sbatch | sed -n 3p),,$(call debian_package,slurmctld slurmd slurm-client))
+	@PATH="$$PATH:/usr/sbin"; for program in slurmctld slurmd sbatch; do \
+	  command -v $$program >/dev/null || exec $(MAKE) --no-print-directory slurm-packages; done
+
+slurm-packages:
+	$(call debian_package,slurmctld slurmd slurm-client)
 
 $(WORDNET):
 	$(call debian_package,wordnet-base)

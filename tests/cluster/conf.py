@@ -130,8 +130,8 @@ def _settings(folder: Path, slot: int) -> dict[str, object]:
         "SchedulerParameters": "sched_interval=1,sched_min_interval=0,bf_interval=1,"
         "batch_sched_delay=0",
         "KillWait": 5,
-        "SlurmdTimeout": 10,
-        "MessageTimeout": 10,
+        "SlurmdTimeout": 8,
+        "MessageTimeout": 5,
         "BatchStartTimeout": 10,
         "JobRequeue": 1,
         "PreemptType": "preempt/partition_prio",
