@@ -78,10 +78,14 @@ class LocalExecutor:
         self.stop = stop
         self.command = command
 
-    def submit(
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
+        """See `pipeline.stage.Executor.submit`."""
+        with stage.service(run) as environment:
+            yield from self._run(run, stage, tasks, environment)
+
+    def _run(
         self, run: Run, stage: Stage, tasks: Sequence[Planned], environment: Mapping[str, str]
     ) -> Iterator[Outcome | None]:
-        """See `pipeline.stage.Executor.submit`."""
         waiting = deque((planned, 1) for planned in tasks)
         children: list[_Child] = []
         workers = self.settings.workers or os.cpu_count() or 1
@@ -147,7 +151,7 @@ class LocalExecutor:
                 start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
             )
         limits = self.settings.wall_limit_s, self.settings.memory_gb
-        seconds, memory_gb = limits if stage.is_limited else (math.inf, math.inf)
+        seconds, memory_gb = limits if not stage.spans_nodes else (math.inf, math.inf)
         return _Child(planned, attempt, process, path, time.monotonic() + seconds, memory_gb)
 
     def _ask_to_stop(self, children: Sequence[_Child]) -> None:

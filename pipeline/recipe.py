@@ -24,6 +24,7 @@ from pipeline.config import Settings
 from pipeline.local import LocalSettings
 from pipeline.stage import Stage
 from sample_web.stage import SampleWebSettings
+from slurm.settings import SlurmSettings
 from train.settings import EvaluateSettings, TrainSettings
 
 BUILD = (
@@ -71,6 +72,8 @@ class Config(Settings):
     """What the trained model is measured on."""
     local: LocalSettings = Field(default_factory=LocalSettings)
     """How tasks run on this machine."""
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings)
+    """How tasks run on a SLURM cluster."""
 
 
 def build_stages(config: Config) -> Sequence[Stage]:

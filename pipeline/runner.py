@@ -127,12 +127,11 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
             manifest.withdraw(folder, task.fingerprint)
             (folder / "failed" / f"{task.task.index:05d}.json").unlink(missing_ok=True)
         failed = []
-        with stage.service(run) as environment:
-            for outcome in executor.submit(run, stage, missing, environment):
-                watch.tick(stage, outcome)
-                if outcome and outcome.ended is Ended.FAILED:
-                    failed.append(outcome)
-                    _record_failure(folder, outcome)
+        for outcome in executor.submit(run, stage, missing):
+            watch.tick(stage, outcome)
+            if outcome and outcome.ended is Ended.FAILED:
+                failed.append(outcome)
+                _record_failure(folder, outcome)
         stop.check()
         if failed:
             raise TasksFailed(_describe_failures(stage, failed))
