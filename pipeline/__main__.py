@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipeline import config as configuration
 from pipeline import log, manifest, progress, runner, status
-from pipeline.config import ConfigError, UserError
+from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.local import LocalExecutor, die_with_parent
 from pipeline.stage import Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EXIT_DAMAGED = 5
 
 _EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command goes on;
-2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged"""
+2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged;
+9 another command trains in this run"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,29 +66,31 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _after_build(options: argparse.Namespace, last: str) -> int:
     """Run the training stages up to `last`; a dataset of the run's own must be built already."""
     from pipeline import recipe
+    from train import launch
 
     run, config = _open(options)
-    if not config.train.data.datasets:
-        _check_built(options, run, config)
-    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
-    names = [stage.name for stage in stages]
-    return _advance(run, config, stages[: names.index(last) + 1], last)
-
-
-def _check_built(options: argparse.Namespace, run: Run, config: Config) -> None:
-    """Raise `UserError` unless the shards of this configuration are there."""
-    from pipeline import recipe
-
-    if config.until != "pack":
+    own = () if config.train.data.datasets else recipe.build_stages(config)
+    if own and config.until != "pack":
         raise ConfigError(f"{options.config}: until: the dataset ends at {config.until!r}, so there"
                           " are no shards to train on; set until: pack")  # fmt: skip
-    runner.describe(run, recipe.all_stages(config))
-    if stage := runner.outdated(run, recipe.build_stages(config)):
-        raise runner.TasksFailed(
-            f"{run.folder}: {stage.name} is not up to date with {options.config};"
-            f" run `make build-dataset CONFIG={options.config} RUN={run.folder}` first,"
-            " or name other datasets in train.data.datasets"
-        )
+    if own and not run.completed("pack"):
+        raise MissingInput(f"{options.run}: not built yet: {_build_first(options)}")
+    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
+    names = [stage.name for stage in stages]
+    with launch.only_training(run.stage_folder("train")):  # else nothing of the run is touched
+        if stage := runner.outdated(run, own):
+            raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
+                               f" {options.config}: {_build_first(options)}")  # fmt: skip
+        for stage in own:
+            run.save_plan(stage.name, run.plan(stage.name))
+        return _advance(run, config, stages[: names.index(last) + 1], last)
+
+
+def _build_first(options: argparse.Namespace) -> str:
+    settings = " ".join(options.overrides)
+    given = f' SET="{settings}"' if settings else ""
+    return (f"run `make build-dataset CONFIG={options.config} RUN={options.run}{given}` first, or"
+            " name other datasets in train.data.datasets")  # fmt: skip
 
 
 def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:
@@ -206,8 +209,8 @@ def _open(options: argparse.Namespace) -> tuple[Run, Config]:
     if options.workers is not None:
         overrides.append(f"local.workers={options.workers}")
     config = configuration.load(recipe.Config, options.config, overrides)
-    folder: Path = options.run or Path("runs") / options.config.stem
-    return Run(folder.absolute(), config), config
+    options.run = options.run or Path("runs") / options.config.stem
+    return Run(options.run.absolute(), config), config
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Exit codes of ConfigError, MissingInput and TrainingDiverged: another try cannot help.
-_NEVER_RETRIED = (2, 3, 5)
+# Exit codes of ConfigError, MissingInput, TrainingDiverged and RunInUse: another try cannot help.
+_NEVER_RETRIED = (2, 3, 5, 9)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

@@ -97,12 +97,12 @@ def describe(run: Run, stages: Sequence[Stage]) -> None:
 
 
 def outdated(run: Run, stages: Sequence[Stage]) -> Stage | None:
-    """The first stage with something to run, or None; plans as `advance` would, runs nothing."""
+    """The first stage with something to run, or None; plans as `advance` would, writes nothing."""
     for stage in stages:
         done: list[Planned] = []
         for phase in range(1 + len(stage.then)):
             done += stage.planned(run, phase, len(done))
-            run.save_plan(stage.name, done)
+            run.consider(stage.name, done)
             if _missing(run, stage, done):
                 return stage
     return None

@@ -56,6 +56,7 @@ class Run:
         self.folder = folder
         self.config = config
         self._outputs: dict[str, dict[str, tuple[Manifest, Output]]] = {}
+        self._considered: dict[str, list[Planned]] = {}
 
     def stage_folder(self, stage: str) -> Path:
         """`RUN/<stage>`."""
@@ -67,6 +68,8 @@ class Run:
 
     def plan(self, stage: str) -> list[Planned]:
         """The tasks that the runner last planned for a stage; empty if it never did."""
+        if stage in self._considered:
+            return self._considered[stage]
         path = self.stage_folder(stage) / "plan.json"
         try:
             rows = json.loads(path.read_text())
@@ -81,9 +84,15 @@ class Run:
 
     def save_plan(self, stage: str, planned: Sequence[Planned]) -> None:
         """Write `RUN/<stage>/plan.json`."""
+        self._considered.pop(stage, None)
         rows = [{**asdict(p.task), "fingerprint": p.fingerprint} for p in planned]
         text = json.dumps(rows, indent=1)
         files.write_atomic(self.stage_folder(stage) / "plan.json", text)
+        self._outputs.pop(stage, None)
+
+    def consider(self, stage: str, planned: Sequence[Planned]) -> None:
+        """Let `plan` give these tasks, here alone: nothing is written."""
+        self._considered[stage] = list(planned)
         self._outputs.pop(stage, None)
 
     def manifests(self, stage: str) -> list[Manifest]:
