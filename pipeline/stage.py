@@ -227,6 +227,9 @@ class Stage:
     version: int = 1
     """Raise it when the code changes what comes out; old results are then made again."""
     service: Service = no_service
+    can_lose_tasks: bool = False
+    """Whether its result is of use without the tasks that fail in all their attempts, as far as
+    the configuration's `max_failed_tasks` allows."""
     spans_nodes: bool = False
     """Its task is done by processes that are started together, one a GPU, on one node or several;
     it may take weeks and watches itself, so executors hold it to no limit of time or memory."""

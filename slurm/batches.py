@@ -92,8 +92,11 @@ class Batch:
 
     def log(self, number: int) -> Path:
         """The output of one job, there once it has begun."""
-        place = f"{self.job}_{number}" if len(self.chunks) > 1 else f"{self.job}"
-        return self.folder / f"{place}_0_log.out"
+        return self.folder / f"{self.place(number)}_0_log.out"
+
+    def place(self, number: int) -> str:
+        """What SLURM calls one job."""
+        return f"{self.job}_{number}" if len(self.chunks) > 1 else f"{self.job}"
 
     def report(self, number: int) -> Report:
         """What one job has said so far."""
@@ -184,7 +187,7 @@ def _end(batch: Batch, stage_folder: Path) -> None:
             batch.cancelled += silent
             continue
         explains.add(log)
-        reason = _reason(f"{batch.job}_{number}", state, code, report.stopped)
+        reason = _reason(batch.place(number), state, code, report.stopped)
         batch.failed |= dict.fromkeys(silent, Failure(reason, str(log), KILLED))
     batch.has_ended = True
     batch.write()

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.lock import RunInUse, RunLock
+from pipeline.stage import HandedOver
 from slurm import batches, queue, snapshot
 from slurm.queue import Queued
 from slurm.settings import DRIVER, SlurmSettings
@@ -32,10 +33,8 @@ _LOCK_PATIENCE_S = 3600.0
 """How long a continuation waits for another driver to let go."""
 
 
-class AnotherDrives(RunInUse):
-    """Another process submits the jobs of this run."""
-
-    exit_code = 0
+class AnotherDrives(HandedOver):
+    """Another process submits the jobs of this run, and goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def cancel(folder: Path, patience_s: float = 60.0) -> int:
     while True:
         names = {batch.name for batch in batches.everything(slurm) if not batch.has_ended}
         queued = queue.read()
-        drivers = [name for name in queued if name == _read(slurm / "continuation.json").get("name")]
+        drivers = [name for name in [continuation(slurm)] if name]
         jobs = [job for name in (*drivers, *sorted(names)) for job in queued.get(name, ())]
         asked = [job for job in jobs if job.state != "COMPLETING"]
         if not jobs or time.monotonic() > until:
@@ -154,6 +153,11 @@ def _acquire(path: Path, patience_s: float) -> RunLock:
                     " goes on with it, so there is nothing left to do here"
                 ) from error
             time.sleep(1)
+
+
+def continuation(slurm: Path) -> str | None:
+    """Name in the queue of the job that goes on with a run, whose `RUN/slurm` this is."""
+    return _read(slurm / "continuation.json").get("name")
 
 
 def _waiting(record: Mapping[str, Any], queued: Mapping[str, Sequence[Queued]]) -> str | None:

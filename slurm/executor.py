@@ -35,9 +35,7 @@ class SlurmExecutor:
         self.settings = driver.settings
         self.stop = stop
 
-    def submit(
-        self, run: Run, stage: Stage, tasks: Sequence[Planned]
-    ) -> Iterator[Outcome | None]:
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         """See `pipeline.stage.Executor.submit`."""
         left = list(tasks)
         while True:
@@ -48,6 +46,8 @@ class SlurmExecutor:
                     left.remove(planned)
                     yield Outcome(planned.task, Ended.DONE)
             live = [batch for batch in settled if not batch.has_ended]
+            for batch in live:
+                self._adopt(batch)
             history = _History(self.driver.drive, settled)
             running = {e.fingerprint for batch in live for chunk in batch.chunks for e in chunk}
             ready: list[tuple[Planned, int]] = []
@@ -71,6 +71,12 @@ class SlurmExecutor:
                 job = self.driver.go_on_after([b.job for b in live if b.job], queued)
                 raise HandedOver(_words(run, stage, live, job))
             yield from self._pause()
+
+    def _adopt(self, batch: Batch) -> None:
+        """Count what becomes of an earlier command's jobs among this one's."""
+        if batch.drive != self.driver.drive:
+            batch.drive = self.driver.drive
+            batch.write()
 
     def _submit(
         self,
@@ -141,7 +147,9 @@ class SlurmExecutor:
             mean_s = max(sum(taken) / len(taken), 0.1)
             fit = max(1, int(self.settings.job_minutes * 60 * cores / mean_s))
         # Not so many that jobs are left idle, nor so few that there are more than the queue takes.
-        return max(min(fit, math.ceil(count / cores)), math.ceil(count / self.settings.max_submitted))
+        return max(
+            min(fit, math.ceil(count / cores)), math.ceil(count / self.settings.max_submitted)
+        )
 
     def _pause(self) -> Iterator[None]:
         until = time.monotonic() + self.settings.poll_seconds

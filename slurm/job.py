@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from pipeline import files
 from pipeline.local import LocalExecutor, LocalSettings
 from pipeline.manifest import find
 from pipeline.stage import Ended, Outcome, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag
-from slurm.batches import Batch
+from slurm.batches import Batch, Failure
 from slurm.settings import SlurmSettings
 
 _OWN_SHARE = 0.95
@@ -77,6 +75,10 @@ def work(
         report.stopped += 1
         report.write()
     return EXIT_STOPPED if stopped else 0
+
+
+def _failure(outcome: Outcome) -> Failure:
+    return Failure(outcome.reason, str(outcome.log), outcome.exit_code)
 
 
 def job_memory_gb(environ: Mapping[str, str]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def submit(
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     parameters = {**_parameters(settings, resources), "job_name": name, **options}
-    parameters["setup"] = [*settings.setup, f"cd {_quote(code)}"]
+    parameters["setup"] = [*settings.setup, f"cd {shlex.quote(str(code))}"]
     parameters["array_parallelism"] = len(calls)
     try:
         with clean_environment():
@@ -97,7 +98,7 @@ def _parameters(settings: SlurmSettings, resources: Resources) -> dict[str, Any]
             **_further(resources.extra),
         },
         # A step, so that the signal reaches it; srun does not take the job's cores by itself.
-        "srun_args": [f"--cpus-per-task={resources.cpus or 1}"],
+        "srun_args": [f"--cpus-per-task={resources.cpus or 1}", "--open-mode=append"],
         "teardown": _requeue_lines(settings.max_requeues),
     }
     # These have defaults in submitit, of which "not said" is no part.
@@ -122,9 +123,3 @@ def _requeue_lines(most: int) -> list[str]:
         "fi",
         'exit "$code"',
     ]
-
-
-def _quote(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
