@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ def start(program: str, arguments: Sequence[str]) -> None:
 
     submitit's handlers of signals are gone once `main` has installed a `StopFlag`.
     """
+    logging.getLogger("submitit").setLevel(logging.WARNING)
     if code := importlib.import_module(program).main(list(arguments)):
         sys.exit(code)  # SystemExit leaves no result behind, and nobody reads one
 

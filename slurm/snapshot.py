@@ -17,8 +17,8 @@ _ROOT = Path(__file__).parent.parent
 def take(run_folder: Path, root: Path = _ROOT) -> Path:
     """The snapshot of the project at `root`, made unless it is there already.
 
-    It holds the packages as they are now. Everything else beside them (inputs, `.venv`) is a link,
-    so that paths relative to the project mean the same there.
+    It holds the packages as they are now. What else is in the project, such as inputs, is linked,
+    so that paths relative to it mean the same there.
     """
     packages = sorted(path.parent for path in root.glob("*/__init__.py"))
     sources = [path for package in packages for path in _sources(package)]
@@ -42,7 +42,7 @@ def take(run_folder: Path, root: Path = _ROOT) -> Path:
             shutil.rmtree(temporary)
     for entry in root.iterdir():
         link = snapshot / entry.name
-        if entry not in packages and entry.name != ".git" and not link.is_symlink():
+        if entry not in packages and not entry.name.startswith(".") and not link.is_symlink():
             try:
                 link.symlink_to(entry.resolve())
             except FileExistsError:
