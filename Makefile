@@ -25,8 +25,8 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config test test-slurm lint \
-        format bench inputs test-inputs test-slurm-inputs slurm-packages clean
+.PHONY: help setup demo build-dataset train evaluate export report status verify config slurm-check test \
+        test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ verify: setup ## read every published file of RUN again and compare checksums
 
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)
+
+slurm-check: setup ## can this cluster do what CONFIG asks of it, and what must be set
+	@$(PIPELINE) slurm-check $(CONFIG) --run $(RUN) $(SET)
 
 test: setup test-inputs ## all tests but those that need SLURM
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slurm'

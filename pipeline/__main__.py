@@ -235,6 +235,22 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _slurm_check(options: argparse.Namespace) -> int:
+    """Whether the cluster can do what a configuration asks of it."""
+    from pipeline import recipe
+    from slurm import check
+    from slurm.settings import SlurmSettings
+
+    settings = SlurmSettings()
+    if options.config:
+        settings = configuration.load(recipe.Config, options.config, options.overrides).slurm
+    findings = check.check(settings, options.run.absolute().parent)
+    Console(width=None if sys.stdout.isatty() else 140).print(check.table(findings))
+    to_do = [finding for finding in findings if finding.must]
+    print(f"{len(to_do)} to do" if to_do else "the cluster has all that runs need")
+    return check.EXIT_UNFIT if to_do else 0
+
+
 def _task(options: argparse.Namespace) -> int:
     """One attempt at one task: what executors start."""
     die_with_parent()
@@ -332,6 +348,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN")
     command.add_argument("stage", metavar="STAGE")
     command.add_argument("task", type=int, nargs="?", metavar="TASK")
+    text = "look at the cluster, and what jobs see there: what is fine and what must be set"
+    command = commands.add_parser("slurm-check", help=text, description=text, allow_abbrev=False)
+    command.set_defaults(call=_slurm_check)
+    command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml")
+    command.add_argument("--run", type=Path, default=Path("runs/x"), help="where a run will be")
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change one setting"
+    )
     text = "write the trained model as open_clip or transformers read it"
     command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     command.set_defaults(call=_export)

@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.table import Table
 
 from slurm import probe, queue
-from slurm.settings import Resources, SlurmSettings
+from slurm.settings import DRIVER, Resources, SlurmSettings
 
 EXIT_UNFIT = 2
+_PROBE_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def check(settings: SlurmSettings, place: Path, patience_s: float = 600) -> list
         *of_requests(partitions, gpus, settings),
         of_preemption(config),
     ]
-    asked = {name: settings.resources(name) for name in ("default", "driver", *settings.stages)}
+    limits = {entry["PartitionName"]: minutes(entry["MaxTime"]) for entry in partitions}
+    asked = {name: settings.resources(name) for name in ("default", DRIVER, *settings.stages)}
+    asked = {name: _short(resources, limits) for name, resources in asked.items()}
     for seen in probe.run(asked, settings, place, patience_s):
         findings += of_job(seen)
     return findings
@@ -106,13 +109,12 @@ def of_user(config: Fields, settings: SlurmSettings) -> Iterator[Finding]:
         must = "associations" in config.get("AccountingStorageEnforce", "")
         advice = "ask an administrator for an account, then set slurm.default.account"
         yield Finding(what, f"{user} has no account", advice if must else "", must)
+    named = {f"account {asked.account}" for asked in _asked(settings).values()}
+    named |= {f"QOS {asked.qos}" for asked in _asked(settings).values()}
     for where, most in sorted(limits.items()):
         above = settings.max_submitted > most
         advice = f"set slurm.max_submitted: {most}, if jobs use it" if above else ""
-        asks = {r.qos for r in _asked(settings).values()} | {
-            f"account {r.account}" for r in _asked(settings).values()
-        }
-        must = above and (where.removeprefix("QOS ") in asks or where in asks or len(limits) == 1)
+        must = above and (len(limits) == 1 or where in named)
         yield Finding(what, f"{where}: {most} in the queue", advice, must)
 
 
@@ -251,6 +253,13 @@ def minutes(limit: str) -> float:
 def _asked(settings: SlurmSettings) -> dict[str, Resources]:
     keys = {"slurm.default": settings.default}
     return keys | {f"slurm.stages.{name}": settings.resources(name) for name in settings.stages}
+
+
+def _short(asked: Resources, limits: Mapping[str, float]) -> Resources:
+    """The same for a few minutes only, so that the job fits into a gap of the schedule."""
+    longest = [limits.get(name, math.inf) for name in (asked.partition or "").split(",")]
+    limit = max(1, int(min(_PROBE_MINUTES, asked.time_minutes or math.inf, *longest)))
+    return asked.model_copy(update={"time_minutes": limit})
 
 
 def _unmet(key: str, asked: Resources, entry: Fields, gpus: int) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,7 @@ from slurm import queue, submission
 from slurm.settings import DRIVER, Resources, SlurmSettings
 
 _ROOT = Path(__file__).parent.parent
-_MINUTES = 5
-"""Time limit of these jobs: short, so that they fit into gaps of the schedule."""
+_NAME = "openwit-check"
 _VISIBLE_S = 30
 """How long what a node wrote may take to be seen here; NFS remembers for up to a minute."""
 
@@ -61,32 +61,68 @@ def run(
     place.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".slurm-check-", dir=place.absolute()))
     (folder / "settings.json").write_text(settings.model_dump_json())
-    jobs: dict[str, tuple[str, ...]] = {}
-    seen = []
-    began = time.monotonic()
+    seen, jobs = [], []
     try:
         for number, (resources, stages) in enumerate(kinds.items()):
-            short = min(_MINUTES, resources.time_minutes or _MINUTES)
+            own = folder / str(number)
             try:
                 job = submission.submit(
                     [[str(folder), str(number), *stages]],
                     settings=settings,
-                    resources=resources.model_copy(update={"time_minutes": short}),
+                    resources=resources,
                     program=__name__,
-                    name="openwit-check",
-                    folder=folder / str(number),
+                    name=_NAME,
+                    folder=own,
                     code=_ROOT,
                 )
             except submission.SubmissionFailed as error:
-                advice = f"change what slurm asks for {', '.join(stages)}"
-                seen.append(Seen(stages, str(error), advice))
+                seen.append(Seen(stages, str(error), "change what jobs ask for"))
             else:
-                jobs[job] = stages
-                seen.append(_wait(job, stages, folder, number, began, patience_s))
+                jobs.append((job, stages, own))
+        seen += [_wait(*job, time.monotonic(), patience_s) for job in jobs]
     finally:
-        queue.cancel(list(jobs))
+        queue.cancel([job for job, _, _ in jobs])
         shutil.rmtree(folder, ignore_errors=True)
     return seen
+
+
+def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s: float) -> Seen:
+    """What a job wrote to `own`.json, or why it did not."""
+    answer = own.with_suffix(".json")
+    ended = math.inf
+    while not answer.exists():
+        now = time.monotonic()
+        queued = [entry for entry in queue.read().get(_NAME, []) if entry.job == job]
+        if not queued and now > (ended := min(ended, now)) + _VISIBLE_S:
+            return _unanswered(job, stages, own)
+        waits = queued and queued[0].state == "PENDING"
+        if waits and now > began + patience_s:
+            reason = f"still waits after {patience_s:g} s: {queued[0].reason}"
+            advice = "ask again when the cluster is less busy, or change what jobs ask for"
+            return Seen(stages, reason, advice)
+        time.sleep(1 if now < began + 60 else 10)
+        list(own.parent.iterdir())  # NFS then asks the server for what is new
+    values = json.loads(answer.read_text())
+    return Seen(**{**values, "stages": stages, "seconds": time.monotonic() - began})
+
+
+def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:
+    states = [f"{state}, exit code {code}" for state, code in queue.ends(job).values()]
+    ending = f"ended as {states[0]}" if states else "ended"
+    logs = [path.read_text(errors="replace").strip() for path in own.glob("*.out")]
+    if not any(logs):
+        return Seen(
+            stages,
+            f"{ending} and left nothing in {own.parent}",
+            "put runs into a folder that is the same on all nodes",
+        )
+    words = logs[0].splitlines()[-1][:300]
+    return Seen(
+        stages,
+        f"{ending}; its last words: {words}",
+        f"the project must be on all nodes as it is here ({_ROOT}), with the Python that runs this;"
+        " what they need before that, such as `module load`, is slurm.setup",
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,3 +144,40 @@ def main(arguments: Sequence[str]) -> int:
         seen = replace(seen, cannot_submit=_said(lambda: _submit_one(Path(folder), settings)))
     files.write_atomic(Path(folder) / f"{number}.json", json.dumps(asdict(seen)))
     return 0
+
+
+def _said(act: Callable[[], object]) -> str:
+    """The words of the `UserError` that something ends with; empty if it ends well."""
+    try:
+        act()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _own_number() -> str:
+    """This job as `scontrol requeue` must name it."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _submit_one(folder: Path, settings: SlurmSettings) -> None:
+    """Submit a job as those that start the next stage do, held so that it never runs."""
+    resources = settings.resources(DRIVER)
+    job = submission.submit(
+        [[]],
+        settings=settings,
+        resources=resources.model_copy(update={"extra": (*resources.extra, "--hold")}),
+        program=__name__,
+        name=_NAME,
+        folder=folder / "held",
+        code=_ROOT,
+    )
+    queue.cancel([job])
+
+
+def _torch_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

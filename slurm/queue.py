@@ -41,7 +41,7 @@ def read() -> dict[str, list[Queued]]:
     user = str(os.getuid())
     command = ["squeue", "--noheader", "--array", f"--user={user}", f"--format={_FORMAT}"]
     found: dict[str, list[Queued]] = {}
-    for line in _output(command).splitlines():
+    for line in output(command).splitlines():
         job, index, state, reason, name = line.strip().split("|", 4)
         number = int(index) if index.isdigit() else 0
         found.setdefault(name, []).append(Queued(job, number, state, reason))
@@ -54,7 +54,7 @@ def ends(job: str) -> dict[int, tuple[str, str]]:
     It forgets them after MinJobAge, five minutes unless the cluster's administrators say otherwise.
     """
     try:
-        text = _output(["scontrol", "show", "job", "--oneliner", job])
+        text = output(["scontrol", "show", "job", "--oneliner", job])
     except QueueUnknown:
         return {}
     found = {}
@@ -84,7 +84,8 @@ def _indices(text: str) -> list[int]:
     return found
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
+    """What one of SLURM's commands prints; raises `QueueUnknown` if it fails."""
     done = _run(command)
     if done.returncode:
         raise QueueUnknown(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
