@@ -170,9 +170,9 @@ def of_requests(
             yield Finding(what, found, "; ".join(advice), must=bool(advice))
             longest = min(minutes(known[name]["MaxTime"]), asked.time_minutes or math.inf)
             if not advice and longest <= settings.job_minutes:
-                short = f"jobs end after {longest:g} min, slurm.job_minutes is"
-                less = f"set slurm.job_minutes below {longest:g}"
-                yield Finding(what, f"{short} {settings.job_minutes}", less)
+                found = f"ends after {longest:g} min, slurm.job_minutes is {settings.job_minutes}"
+                less = f"set slurm.job_minutes: {longest * 0.8:.0f}"
+                yield Finding(what, found, less if longest >= 2 else "choose one for longer jobs")
 
 
 def of_preemption(config: Fields) -> Finding:
@@ -223,7 +223,7 @@ def of_job(seen: probe.Seen) -> Iterator[Finding]:
 def parse_config(text: str) -> dict[str, str]:
     """`scontrol show config`: one `Key = value` a line."""
     found = re.findall(r"^(\S+)\s*=\s?(.*?)\s*$", text, re.MULTILINE)
-    return {key: value for key, value in found}
+    return dict(found)
 
 
 def parse_lines(text: str) -> list[dict[str, str]]:

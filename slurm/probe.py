@@ -109,17 +109,17 @@ def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s
 def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:
     states = [f"{state}, exit code {code}" for state, code in queue.ends(job).values()]
     ending = f"ended as {states[0]}" if states else "ended"
-    logs = [path.read_text(errors="replace").strip() for path in own.glob("*.out")]
-    if not any(logs):
+    logs = [path.read_text(errors="replace") for path in own.glob("*.out")]
+    if not logs:
         return Seen(
             stages,
-            f"{ending} and left nothing in {own.parent}",
+            f"{ending}; nothing that it wrote is here in {own.parent.parent}",
             "put runs into a folder that is the same on all nodes",
         )
-    words = logs[0].splitlines()[-1][:300]
+    words = logs[0].strip().splitlines() or ["none"]
     return Seen(
         stages,
-        f"{ending}; its last words: {words}",
+        f"{ending}; its last words: {words[-1][:300]}",
         f"the project must be on all nodes as it is here ({_ROOT}), with the Python that runs this;"
         " what they need before that, such as `module load`, is slurm.setup",
     )
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     gpus = len(given.split(",")) if given else 0
     seen = Seen(
         tuple(stages),
-        host=socket.gethostname(),
+        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         python=platform.python_version(),
         gpus=gpus,
         torch_gpus=_torch_gpus() if gpus else 0,

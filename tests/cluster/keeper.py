@@ -51,8 +51,9 @@ def keep(folder: Path, owner: int) -> None:
         with claim:
             while not ending and owner in (0, os.getppid()):
                 for request in sorted((folder / "start").iterdir(), reverse=True):
+                    hidden = request.read_text()
                     request.unlink()
-                    _start(folder, request.name)
+                    _start(folder, request.name, hidden)
                 _reap()
                 time.sleep(_POLL_S)
             _end_descendants()
@@ -114,13 +115,17 @@ def _claim_slot(nodes: int) -> tuple[socket.socket, int]:
     raise RuntimeError(f"all {conf.SLOTS} places for local clusters are taken on this machine")
 
 
-def _start(folder: Path, name: str) -> None:
+def _start(folder: Path, name: str, hidden: str) -> None:
+    """Start a daemon; for it and its jobs, an empty folder lies over `hidden`, if that is given."""
     config = str(folder / "slurm.conf")
     if name == "slurmctld":
         command = ["slurmctld", "-D", "-i", "-f", config]
     else:
         command = ["slurmd", "-D", "-f", config, "-N", name]
         (folder / "spool" / name).mkdir(exist_ok=True)
+    if hidden:
+        mount = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", mount, hidden, *command]
     names = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     with (folder / "logs" / f"{name}.out").open("ab") as log:
         process = subprocess.Popen(

@@ -39,6 +39,12 @@ def missing() -> str:
     return f"{', '.join(absent)} not found; as root: apt-get install {' '.join(PACKAGES)}"
 
 
+def can_hide() -> bool:
+    """Whether this user may mount something for a node alone."""
+    mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A running cluster."""
@@ -147,9 +153,13 @@ class Cluster:
             except ProcessLookupError:
                 pass
 
-    def start_node(self, name: str) -> None:
-        """Bring a node back, and wait until the cluster uses it."""
-        _request(self.folder, name)
+    def start_node(self, name: str, *, hidden: Path | None = None) -> None:
+        """Bring a node back, and wait until the cluster uses it.
+
+        What is in the folder `hidden` is not there for its jobs: a disk that the nodes do not
+        share. That takes root, or `can_hide()` is false.
+        """
+        _request(self.folder, name, str(hidden or ""))
         self.until(lambda: self.node_states()[name] in ("idle", "mix", "alloc"), f"node {name}")
 
     def restart_controller(self) -> None:
@@ -267,9 +277,11 @@ def start(nodes: int = 4, **settings: object) -> Iterator[Cluster]:
         cluster.keeper.wait()
 
 
-def _request(folder: Path, name: str) -> None:
-    """Ask the keeper to start a daemon."""
-    (folder / "start" / name).touch()
+def _request(folder: Path, name: str, hidden: str = "") -> None:
+    """Ask the keeper to start a daemon: a file by its name, there as a whole or not at all."""
+    request = folder / f"{name}.request"
+    request.write_text(hidden)
+    request.replace(folder / "start" / name)
 
 
 def _logs(folder: Path) -> str:
