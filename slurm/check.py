@@ -100,22 +100,24 @@ def of_user(config: Fields, settings: SlurmSettings) -> Iterator[Finding]:
     limits: dict[str, int] = {}
     for row in rows.splitlines():
         account, most, allowed = row.split("|")
-        if most.isdigit():
-            limits[f"account {account}"] = int(most)
-        for name in allowed.split(","):
-            if qos.get(name, "").isdigit():
-                limits[f"QOS {name}"] = int(qos[name])
+        given = [(f"account {account}", most)]
+        given += [(f"QOS {name}", qos.get(name, "")) for name in allowed.split(",")]
+        for where, text in given:
+            if text.isdigit():
+                limits[where] = min(int(text), limits.get(where, int(text)))
     if not rows.strip():
         must = "associations" in config.get("AccountingStorageEnforce", "")
-        advice = "ask an administrator for an account, then set slurm.default.account"
-        yield Finding(what, f"{user} has no account", advice if must else "", must)
+        advice = "ask an administrator for an account" if must else ""
+        yield Finding(what, f"{user} has no account in the database", advice, must)
+    elif not limits:
+        yield Finding(what, "no limit in the accounting database")
     named = {f"account {asked.account}" for asked in _asked(settings).values()}
     named |= {f"QOS {asked.qos}" for asked in _asked(settings).values()}
-    for where, most in sorted(limits.items()):
-        above = settings.max_submitted > most
-        advice = f"set slurm.max_submitted: {most}, if jobs use it" if above else ""
+    for where, limit in sorted(limits.items()):
+        above = settings.max_submitted > limit
+        advice = f"set slurm.max_submitted: {limit}, if jobs use it" if above else ""
         must = above and (len(limits) == 1 or where in named)
-        yield Finding(what, f"{where}: {most} in the queue", advice, must)
+        yield Finding(what, f"{where}: {limit} in the queue", advice, must)
 
 
 def of_partitions(

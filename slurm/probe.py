@@ -93,7 +93,7 @@ def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s
     while not answer.exists():
         now = time.monotonic()
         queued = [entry for entry in queue.read().get(_NAME, []) if entry.job == job]
-        if not queued and now > (ended := min(ended, now)) + _VISIBLE_S:
+        if not queued and (_failed(job, own) or now > (ended := min(ended, now)) + _VISIBLE_S):
             return _unanswered(job, stages, own)
         waits = queued and queued[0].state == "PENDING"
         if waits and now > began + patience_s:
@@ -104,6 +104,12 @@ def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s
         list(own.parent.iterdir())  # NFS then asks the server for what is new
     values = json.loads(answer.read_text())
     return Seen(**{**values, "stages": stages, "seconds": time.monotonic() - began})
+
+
+def _failed(job: str, own: Path) -> bool:
+    """Whether a job has said all that it will: it failed, and its log is here."""
+    states = [state for state, _ in queue.ends(job).values()]
+    return bool(states) and states != ["COMPLETED"] and any(own.glob("*.out"))
 
 
 def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
-import shutil
 import socket
-import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 GPUS = ("null", "zero", "full", "random")
@@ -52,16 +48,6 @@ def search_path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-@cache
-def version() -> tuple[int, int]:
-    """The release of SLURM that is installed, such as (22, 5)."""
-    command = [shutil.which("slurmd", path=search_path()) or "slurmd", "-V"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"(\d+)\.(\d+)", said)
-    assert found, said
-    return int(found[1]), int(found[2])
-
-
 def write(folder: Path, slot: int, nodes: int, settings: Mapping[str, object]) -> None:
     """Write slurm.conf and gres.conf into `folder`; `settings` add to the lines or replace them."""
     lines = {**_settings(folder, slot), **settings}
@@ -89,7 +75,7 @@ def write(folder: Path, slot: int, nodes: int, settings: Mapping[str, object]) -
 
 def _settings(folder: Path, slot: int) -> dict[str, object]:
     host = socket.gethostname().partition(".")[0]
-    settings: dict[str, object] = {
+    return {
         "ClusterName": "local",
         "SlurmctldHost": f"{host}(127.0.0.1)",
         "SlurmctldPort": first_port(slot),
@@ -136,13 +122,10 @@ def _settings(folder: Path, slot: int) -> dict[str, object]:
         "JobRequeue": 1,
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "REQUEUE",
+        # A preempted job gets the signal that it asked for at once. Releases after 22.05 call this
+        # PreemptParameters=send_user_signal, and still know the old name.
+        "SlurmctldParameters": "preempt_send_user_signal",
     }
-    # Without it a preempted job gets SIGTERM alone, not the signal that it asked for.
-    if version() < (23, 2):
-        settings["SlurmctldParameters"] = "preempt_send_user_signal"
-    else:
-        settings["PreemptParameters"] = "send_user_signal"
-    return settings
 
 
 def _line(keys: Mapping[str, object]) -> str:

@@ -42,7 +42,8 @@ def missing() -> str:
 def can_hide() -> bool:
     """Whether this user may mount something for a node alone."""
     mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    done = shutil.which("unshare") and subprocess.run(mount, capture_output=True, check=False)
+    return bool(done) and done.returncode == 0
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,12 @@ def listening(pids: set[int]) -> set[str]:
     }
 
 
-def test_its_daemons_listen_on_loopback_only(cluster: Cluster) -> None:
-    daemons = set(descendants(cluster.keeper.pid))
-    assert len(daemons) >= 5
-    assert listening(daemons) == {"0100007F"}, "127.0.0.1, in the machine's byte order"
+def test_it_listens_on_loopback_only(cluster: Cluster) -> None:
+    job = cluster.submit("srun sh -c 'echo begun; sleep 600'", "--nodes=2")
+    cluster.until(lambda: cluster.output(job).count("begun") == 2, "the step")
+    processes = set(descendants(cluster.keeper.pid))
+    assert len(processes) >= 10, "slurmctld, slurmds, slurmstepds, srun, sleep"
+    assert listening(processes) == {"0100007F"}, "127.0.0.1, in the machine's byte order"
 
 
 def test_its_folder_is_private(cluster: Cluster) -> None:

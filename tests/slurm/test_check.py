@@ -1,4 +1,4 @@
-"""slurm-check finds what is wrong with a cluster, or with what is asked of it, before a run does."""
+"""slurm-check finds what a cluster lacks, or what is asked of it in vain, before a run does."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_without_a_default_partition_one_must_be_named() -> None:
 def test_partitions_say_what_preemption_costs() -> None:
     cpu, gpu, old = check.of_partitions(CONFIG, PARTITIONS, GPUS)
     assert "attempts" in cpu.advice
-    assert "36 h" in cpu.found or "2160 min" in cpu.found
+    assert "at most 2160 min" in cpu.found
     assert not gpu.advice, "five minutes are enough to save"
     assert "preempted" not in old.found
 
@@ -169,8 +169,7 @@ def test_the_command_says_fine_and_0_or_what_to_do_and_2(cluster: Cluster, tmp_p
     fine = subprocess.run([*command, *run], cwd=ROOT, capture_output=True, text=True)
     assert fine.returncode == 0, fine.stdout + fine.stderr
     assert "the cluster has all that runs need" in fine.stdout
-    for words in ("22.05" if "22.05" in cluster.run("sinfo", "--version") else "SLURM", "short"):
-        assert words in fine.stdout
+    assert cluster.run("sinfo", "--version").split()[1] in fine.stdout
     assert "files go both ways" in fine.stdout
     assert "may submit jobs" in fine.stdout
     wrong = ["configs/sample.yaml", *run, "slurm.max_array=5000", "slurm.stages.train.gpus=2"]
@@ -178,7 +177,8 @@ def test_the_command_says_fine_and_0_or_what_to_do_and_2(cluster: Cluster, tmp_p
     assert unfit.returncode == check.EXIT_UNFIT
     assert "set slurm.max_array: 1000" in unfit.stdout
     assert "2 GPUs given" in unfit.stdout
-    assert not cluster.run("squeue", "--noheader"), "its jobs are gone"
+    left = cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
+    assert not left, "its jobs are gone"
 
 
 @pytest.mark.slurm
@@ -200,10 +200,11 @@ def test_a_cluster_that_is_busy_is_not_waited_for(
 
 
 @pytest.mark.slurm
-@pytest.mark.skipif(not local_slurm.can_hide(), reason="may not mount anything: no root")
 def test_a_folder_that_nodes_do_not_share_is_found_out(
     cluster: Cluster, fits: SlurmSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not local_slurm.can_hide():
+        pytest.skip("only root may mount something for one node")
     monkeypatch.setattr("slurm.probe._VISIBLE_S", 1)
     extra = fits.default.model_copy(update={"extra": ("--nodelist=n4",)})
     settings = fits.model_copy(update={"default": extra})
