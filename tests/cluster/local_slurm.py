@@ -160,7 +160,14 @@ class Cluster:
         What is in the folder `hidden` is not there for its jobs: a disk that the nodes do not
         share. That takes root, or `can_hide()` is false.
         """
+        previous = _text(self.folder / "pids" / name)
         _request(self.folder, name, str(hidden or ""))
+
+        def listens() -> bool:  # slurmd writes its own number once it does
+            pid = _text(self.folder / "pids" / name)
+            return pid not in ("", previous) and _text(self.folder / f"spool/{name}.pid") == pid
+
+        self.until(listens, f"slurmd of {name}")
         self.until(lambda: self.node_states()[name] in ("idle", "mix", "alloc"), f"node {name}")
 
     def restart_controller(self) -> None:
@@ -283,6 +290,14 @@ def _request(folder: Path, name: str, hidden: str = "") -> None:
     request = folder / f"{name}.request"
     request.write_text(hidden)
     request.replace(folder / "start" / name)
+
+
+def _text(path: Path) -> str:
+    """What a file says, if it is there."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _logs(folder: Path) -> str:

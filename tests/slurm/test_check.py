@@ -209,11 +209,13 @@ def test_a_folder_that_nodes_do_not_share_is_found_out(
     extra = fits.default.model_copy(update={"extra": ("--nodelist=n4",)})
     settings = fits.model_copy(update={"default": extra})
     assert not jobs_to_do(settings, tmp_path)
+    cluster.clear()  # a node that dies while a job of it ends is waited for, for a minute
     cluster.kill_node("n4")
     cluster.start_node("n4", hidden=tmp_path)
     try:
         ((found, advice),) = jobs_to_do(settings, tmp_path).values()
     finally:
+        cluster.clear()
         cluster.kill_node("n4")
         cluster.start_node("n4")
     assert f"nothing that it wrote is here in {tmp_path}" in found
