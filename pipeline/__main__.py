@@ -244,7 +244,8 @@ def _slurm_check(options: argparse.Namespace) -> int:
     settings = SlurmSettings()
     if options.config:
         settings = configuration.load(recipe.Config, options.config, options.overrides).slurm
-    findings = check.check(settings, options.run.absolute().parent)
+    place = options.run.parent if options.run else Path("runs")
+    findings = check.check(settings, place.absolute())
     Console(width=None if sys.stdout.isatty() else 140).print(check.table(findings))
     to_do = [finding for finding in findings if finding.must]
     print(f"{len(to_do)} to do" if to_do else "the cluster has all that runs need")
@@ -352,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("slurm-check", help=text, description=text, allow_abbrev=False)
     command.set_defaults(call=_slurm_check)
     command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml")
-    command.add_argument("--run", type=Path, default=Path("runs/x"), help="where a run will be")
+    command.add_argument("--run", type=Path, help="where a run will be (runs/<name of CONFIG>)")
     command.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="change one setting"
     )
