@@ -202,11 +202,14 @@ def of_job(seen: probe.Seen) -> Iterator[Finding]:
         return
     yield Finding(what, f"ran on {seen.host} after {seen.seconds:.0f} s, Python {seen.python}")
     yield Finding(what, "files go both ways between here and there")
-    if seen.gpus:
-        found = f"{seen.gpus} GPUs given, PyTorch sees {seen.torch_gpus}"
-        lacks = seen.torch_gpus < seen.gpus
-        advice = "training would not use them: check driver and PyTorch's build" if lacks else ""
-        yield Finding(what, found, advice, must=lacks)
+    if seen.asked_gpus:
+        found = f"{seen.asked_gpus} GPUs asked for, {seen.gpus} given, PyTorch sees"
+        advice = ""
+        if seen.gpus < seen.asked_gpus:
+            advice = "SLURM does not assign GPUs here: the cluster's gres.conf lacks them"
+        elif seen.torch_gpus < seen.asked_gpus:
+            advice = "training could not use them: check the nodes' driver and PyTorch's build"
+        yield Finding(what, f"{found} {seen.torch_gpus}", advice, must=bool(advice))
     if seen.cannot_requeue:
         yield Finding(
             what,

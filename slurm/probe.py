@@ -37,10 +37,12 @@ class Seen:
     python: str = ""
     seconds: float = 0.0
     """From submission to answer."""
+    asked_gpus: int = 0
+    """GPUs that the job asked for."""
     gpus: int = 0
-    """GPUs that the job was given."""
+    """GPUs that SLURM says it has."""
     torch_gpus: int = 0
-    """GPUs that PyTorch sees; only asked for where some were given."""
+    """GPUs that PyTorch sees; looked for only where some were asked for."""
     cannot_requeue: str = ""
     """What scontrol said that kept the job from asking for itself."""
     submits: bool = False
@@ -67,7 +69,7 @@ def run(
             own = folder / str(number)
             try:
                 job = submission.submit(
-                    [[str(folder), str(number), *stages]],
+                    [[str(folder), str(number), str(resources.gpus or 0), *stages]],
                     settings=settings,
                     resources=resources,
                     program=__name__,
@@ -133,16 +135,16 @@ def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:
 
 def main(arguments: Sequence[str]) -> int:
     """In the job: look around and write down what is seen."""
-    folder, number, *stages = arguments
+    folder, number, asked_gpus, *stages = arguments
     settings = SlurmSettings.model_validate_json((Path(folder) / "settings.json").read_text())
     given = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES", "")
-    gpus = len(given.split(",")) if given else 0
     seen = Seen(
         tuple(stages),
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         python=platform.python_version(),
-        gpus=gpus,
-        torch_gpus=_torch_gpus() if gpus else 0,
+        asked_gpus=int(asked_gpus),
+        gpus=len(given.split(",")) if given else 0,
+        torch_gpus=_torch_gpus() if int(asked_gpus) else 0,
         cannot_requeue=_said(lambda: queue.output(["scontrol", "show", "job", _own_number()])),
         submits=DRIVER in stages,
     )

@@ -11,6 +11,7 @@ import pytest
 
 from slurm import check
 from slurm.check import Finding
+from slurm.probe import Seen
 from slurm.settings import Resources, SlurmSettings
 from tests.cluster import local_slurm
 from tests.cluster.local_slurm import Cluster
@@ -147,6 +148,17 @@ def test_limits_of_the_user_come_from_accounts_and_qualities_of_service(
     assert not to_do(list(check.of_user(CONFIG, SlurmSettings(max_submitted=40))))
 
 
+@pytest.mark.parametrize(
+    ("given", "seen_by_torch", "advice"),
+    [(8, 8, ""), (0, 8, "gres.conf"), (8, 0, "driver"), (8, 7, "driver")],
+)
+def test_gpus_must_be_given_and_seen(given: int, seen_by_torch: int, advice: str) -> None:
+    seen = Seen(("train",), asked_gpus=8, gpus=given, torch_gpus=seen_by_torch)
+    (gpus,) = (finding for finding in check.of_job(seen) if "GPUs" in finding.found)
+    assert gpus.must == bool(advice)
+    assert advice in gpus.advice
+
+
 @pytest.fixture
 def fits(cluster: Cluster) -> SlurmSettings:
     """What the test cluster can do."""
@@ -176,7 +188,7 @@ def test_the_command_says_fine_and_0_or_what_to_do_and_2(cluster: Cluster, tmp_p
     unfit = subprocess.run([*command, *wrong], cwd=ROOT, capture_output=True, text=True)
     assert unfit.returncode == check.EXIT_UNFIT
     assert "set slurm.max_array: 1000" in unfit.stdout
-    assert "2 GPUs given" in unfit.stdout
+    assert "2 GPUs asked for, 2 given" in " ".join(unfit.stdout.split())
     left = cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
     assert not left, "its jobs are gone"
 
