@@ -6,6 +6,7 @@ endif
 CONFIG  ?= configs/sample.yaml
 RUN     ?= runs/$(basename $(notdir $(CONFIG)))
 ON      ?= local
+WAIT    ?=
 WORKERS ?=
 SET     ?=
 NAME    ?=
@@ -13,7 +14,7 @@ FORMAT  ?= open_clip
 TO      ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG RUN ON WORKERS SET NAME FORMAT TO PYTHON
+KNOWN   := CONFIG RUN ON WAIT WORKERS SET NAME FORMAT TO PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -24,11 +25,11 @@ WORDNET  := /usr/share/wordnet/data.noun
 CHROMIUM := /usr/bin/chromium
 WORDS    := /usr/share/dict/american-english-huge
 PIPELINE  = $(VENV)/bin/python -m pipeline
-OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
+OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config test lint format \
-        bench inputs test-inputs clean
+.PHONY: help setup demo build-dataset train evaluate export report status verify config slurm-check test \
+        test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,7 @@ help: ## list the targets and variables
 	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
+	@echo '  ON=slurm WAIT=1         as jobs of a cluster; WAIT=1 stays until all is done'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
@@ -82,8 +84,14 @@ verify: setup ## read every published file of RUN again and compare checksums
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)
 
-test: setup test-inputs ## all tests
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+slurm-check: setup ## can this cluster do what CONFIG asks of it, and what must be set
+	@$(PIPELINE) slurm-check $(CONFIG) --run $(RUN) $(SET)
+
+test: setup test-inputs ## all tests but those that need SLURM
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slurm'
+
+test-slurm: setup test-slurm-inputs ## the tests on a SLURM cluster that they start on this machine
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm
 
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -112,6 +120,13 @@ test-inputs:
 	  $(MAKE) --no-print-directory $(WORDNET) $(CHROMIUM)
 	@test -e $(WORDNET) -a -e $(CHROMIUM) || echo 'without wordnet-base and chromium the tests that' \
 	  'need them are skipped; as root: apt-get install wordnet-base chromium'
+
+test-slurm-inputs:
+	@PATH="$$PATH:/usr/sbin"; for program in slurmctld slurmd sbatch; do \
+	  command -v $$program >/dev/null || exec $(MAKE) --no-print-directory slurm-packages; done
+
+slurm-packages:
+	$(call debian_package,slurmctld slurmd slurm-client)
 
 $(WORDNET):
 	$(call debian_package,wordnet-base)

@@ -33,6 +33,10 @@ class StageStatus:
     total: int = 0
     """Tasks planned; 0 until the stage is reached."""
     done: int = 0
+    queued: int = 0
+    """Tasks that wait for a cluster's nodes, or in a job for their turn."""
+    left_out: int = 0
+    """Tasks that failed in all their attempts and that `max_failed_tasks` does without."""
     running: list[dict[str, float | int | str | None]] = field(default_factory=list)
     """What each running task last said: see `pipeline.stage.Attempt.progress`."""
     failed: list[dict[str, float | int | str | None]] = field(default_factory=list)
@@ -48,8 +52,10 @@ class StageStatus:
         """The stage's state in one word."""
         if self.running:
             return "running"
-        if self.total and self.done == self.total:
+        if self.total and self.done + self.left_out == self.total:
             return "done"
+        if self.queued:
+            return "queued"
         if self.failed:
             return "failed"
         if self.saved:
@@ -84,9 +90,12 @@ class StageStatus:
 
     def now(self) -> str:
         """How far the running tasks are, how fast, how they say it goes; or where it stopped."""
+        queued = [f"{self.queued} queued"] * bool(self.queued)
         if not self.running:
-            failed = [f"{len(self.failed)} failed"] if self.failed else []
-            return ", ".join(failed + [f"saved at {self.saved}"] * bool(self.saved))
+            left_out = [f"{self.left_out} left out"] * bool(self.left_out)
+            failed = [f"{len(self.failed)} failed"] * bool(self.failed)
+            saved = [f"saved at {self.saved}"] * bool(self.saved)
+            return ", ".join(queued + (left_out or failed) + saved)
         first = self.running[0]
         done, whole = (sum(int(beat.get(key) or 0) for beat in self.running) for key in _COUNTS)
         knows = all(beat.get("total") for beat in self.running)
@@ -101,7 +110,7 @@ class StageStatus:
             words.append(f"{duration(left)} left")
         if note := first.get("note"):
             words.append(str(note))
-        return ", ".join(words)
+        return ", ".join(words + queued)
 
 
 def read(folder: Path) -> list[StageStatus]:
@@ -136,10 +145,12 @@ def read_stage(run: Run, name: str, unit: str) -> StageStatus:
     status.stats = total(manifests)
     status.seconds = sum(manifest.seconds for manifest in manifests)
     folder = run.stage_folder(name)
+    left_out = _json(folder / "left_out.json") or {}
     for task in planned:
         index = task.task.index
         if index in finished:
             continue
+        status.left_out += task.fingerprint in left_out
         if (beat := _json(folder / "live" / f"{index:05d}.json")) and _alive(beat):
             status.running.append({"index": index, **beat})
         elif record := _json(folder / "failed" / f"{index:05d}.json"):
@@ -174,6 +185,28 @@ def table(stages: Sequence[StageStatus]) -> Table:
             stage.now(),
         )
     return view
+
+
+def logs(folder: Path, stage: str, index: int | None) -> list[Path]:
+    """Where to read about a task; without `index`, about those that failed, or that run now.
+
+    Raises `MissingInput` if there is nothing to read.
+    """
+    found = {each.name: each for each in read(folder)}
+    if stage not in found:
+        raise MissingInput(f"{folder}: no stage {stage!r}; there are {', '.join(found)}")
+    own = folder / stage / "logs"
+    if index is None:
+        paths = [Path(str(record["log"])) for record in found[stage].failed]
+        paths = paths or [own / f"{beat['index']:05d}.log" for beat in found[stage].running]
+    else:
+        record = _json(folder / stage / "failed" / f"{index:05d}.json") or {}
+        paths = [own / f"{index:05d}.log", Path(str(record.get("log", "")))]
+    paths = [path for path in dict.fromkeys(paths) if path.is_file()]
+    if not paths:
+        what = "no task fails or runs; name one" if index is None else f"no log of task {index}"
+        raise MissingInput(f"{own}: {what}")
+    return paths
 
 
 def failures(stages: Sequence[StageStatus]) -> list[str]:

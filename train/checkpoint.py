@@ -26,6 +26,7 @@ from torch import nn
 
 from pipeline import files
 from pipeline.config import UserError
+from pipeline.lock import RunLock
 from train.checkpoint_folder import (
     Checkpoint,
     CheckpointFolder,
@@ -34,7 +35,6 @@ from train.checkpoint_folder import (
     temporary_name,
 )
 from train.distributed import Process
-from train.lock import RunLock
 from train.settings import CheckpointSettings
 from train.training_state import Share, TrainingState, Written
 

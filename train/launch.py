@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.lock import RunInUse, RunLock, refuse_others
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
 from pipeline.stop import EXIT_STOPPED, Stopped
 from train.guard import TrainingDiverged
-from train.lock import RunInUse, RunLock, refuse_others
 from train.settings import TrainSettings
 from train.watchdog import Beat, Hung, Watch, beat_path
 
@@ -71,7 +71,7 @@ def place(environ: Mapping[str, str]) -> Place | None:
 def only_training(folder: Path) -> Iterator[None]:
     """While it lasts, no other command trains in the stage's `folder`.
 
-    Commands that torchrun or srun started together count as one. Raises `train.lock.RunInUse`.
+    Commands that torchrun or srun started together count as one. Raises `pipeline.lock.RunInUse`.
     """
     path = folder / "lock.json"
     job = _job(os.environ)

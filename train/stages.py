@@ -78,6 +78,6 @@ TRAIN = Stage(
     unit="samples",
     version=2,
     service=_checked,
-    is_limited=False,
+    spans_nodes=True,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -15,13 +15,13 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.config import ConfigError
+from pipeline.lock import RunLock
 from pipeline.stage import Attempt
 from tests.train import recipe
 from tests.train.conftest import Pack
 from tests.train.recipe import finish, prepare, start, started_by, wait_for
 from train import loop, stages
 from train.launch import Place, free_port, place, visible_gpus
-from train.lock import RunLock
 
 
 def _losses(run: Path) -> list[float]:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from train.lock import RunInUse, RunLock, refuse_others
+from pipeline.lock import RunInUse, RunLock, refuse_others
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.lock import RunLock
+from pipeline.lock import RunLock
 lock = RunLock(Path(sys.argv[1]), beat_s=0.05, job="theirs")
 print("held", flush=True)
 time.sleep(60)

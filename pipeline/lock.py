@@ -1,4 +1,4 @@
-"""One trainer per run: a lock file that a live holder keeps beating and a dead one loses.
+"""One process at a time: a lock file that a live holder keeps beating and a dead one loses.
 
 The file names machine and process. On the same machine the kernel tells whether that process
 lives; from elsewhere, a beat that does not change for `stale_s` counts as dead. No clocks are
@@ -56,7 +56,7 @@ class RunLock:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         self._acquire()
-        # Beats go through a descriptor: should another trainer have replaced the file, because
+        # Beats go through a descriptor: should another process have replaced the file, because
         # this process was suspended for long, they reach the old file only.
         self._descriptor = os.open(path, os.O_WRONLY)
         self._ended = threading.Event()
@@ -111,7 +111,7 @@ class RunLock:
             return
         found = _read(taken)
         if found is not None and found["token"] != holder["token"]:
-            os.link(taken, self._path)  # of a trainer that was quicker
+            os.link(taken, self._path)  # of one that was quicker
         else:
             log.warning("%s did not end properly; its lock is taken over", _name(holder))
         taken.unlink(missing_ok=True)
