@@ -36,13 +36,14 @@ def test_a_run_goes_on_by_itself_once_it_is_submitted(
 
 
 def test_two_drivers_at_once_run_every_task_once(toy_run: ToyRun, wait_for: Wait) -> None:
-    toy_run.configure({"count": 6, "seconds": 1})
+    toy_run.configure({"count": 6, "slow": [0]})
     first = toy_run.start("--wait")
     wait_for(lambda: toy_run.batches(), "the first to submit")
     second = [toy_run.start(), toy_run.start("--wait")]
     for driver in second:
         said, _ = driver.communicate(timeout=60)
         assert driver.returncode == 0 and "another command is submitting the jobs" in said
+    toy_run.hurry()
     said, _ = first.communicate(timeout=120)
     assert first.returncode == 0, said
     assert toy_run.total == 15 and toy_run.tallies == [1] * 6
@@ -51,13 +52,14 @@ def test_two_drivers_at_once_run_every_task_once(toy_run: ToyRun, wait_for: Wait
 def test_a_command_repeated_while_jobs_run_submits_nothing_again(
     toy_run: ToyRun, cluster: Cluster, wait_for: Wait
 ) -> None:
-    toy_run.configure({"count": 4, "seconds": 3})
+    toy_run.configure({"count": 4, "slow": [0, 1, 2, 3]})
     toy_run.build()
     before = cluster.run("squeue", "--noheader", "--array", "--format=%F %K").splitlines()
     code, said = toy_run.build()
     assert code == 0 and "4 tasks are with SLURM" in said
     after = cluster.run("squeue", "--noheader", "--array", "--format=%F %K").splitlines()
     assert sorted(after) == sorted(before), "four jobs and one continuation, as before"
+    toy_run.hurry()
     wait_for(lambda: toy_run.total == 6, "the run to end")
     assert toy_run.tallies == [1] * 4
 
@@ -83,7 +85,7 @@ def test_a_driver_killed_while_it_submits_leaves_no_task_out_and_none_twice(
     toy_run: ToyRun, tmp_path: Path, when: str
 ) -> None:
     """sbatch's answer is lost: the array may be there or not; its name tells."""
-    toy_run.configure({"count": 3, "seconds": 1})
+    toy_run.configure({"count": 3})
     wrapper = tmp_path / "bin" / "sbatch"
     wrapper.parent.mkdir()
     real = {"before": "", "after": '/usr/bin/sbatch "$@"\n'}[when]
