@@ -24,7 +24,7 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config test lint format \
+.PHONY: help setup demo build-dataset train evaluate export report status verify config test test-slurm lint format \
         bench inputs test-inputs clean
 
 help: ## list the targets and variables
@@ -78,8 +78,11 @@ verify: setup ## read every published file of RUN again and compare checksums
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)
 
-test: setup test-inputs ## all tests
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+test: setup test-inputs ## all tests but those that need SLURM
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slurm'
+
+test-slurm: setup test-slurm-inputs ## the tests on a SLURM cluster that they start on this machine
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm
 
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -108,6 +111,9 @@ test-inputs:
 	  $(MAKE) --no-print-directory $(WORDNET) $(CHROMIUM)
 	@test -e $(WORDNET) -a -e $(CHROMIUM) || echo 'without wordnet-base and chromium the tests that' \
 	  'need them are skipped; as root: apt-get install wordnet-base chromium'
+
+test-slurm-inputs:
+	$(if $(shell PATH="$$PATH:/usr/sbin" command -v slurmctld slurmd sbatch | sed -n 3p),,$(call debian_package,slurmctld slurmd slurm-client))
 
 $(WORDNET):
 	$(call debian_package,wordnet-base)
