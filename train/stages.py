@@ -41,6 +41,23 @@ def _train(attempt: Attempt) -> Stats:
     return launch.train(attempt)
 
 
+def _nodes(run: Run, processes_per_node: int) -> tuple[int, int]:
+    """The fewest and the most nodes to train on, as `Stage.nodes`."""
+    settings: TrainSettings = run.settings("train")
+    lanes, batch, each = settings.data.lanes, settings.batch, processes_per_node
+    fewest, most = settings.fewest_and_most_nodes
+    if batch % lanes:
+        raise ConfigError(f"train.data.lanes: {lanes} must divide train.batch ({batch})")
+    if wrong := [n for n in range(fewest, most + 1) if lanes % (n * each)]:
+        fit = [str(n) for n in range(1, lanes + 1) if not lanes % (n * each)]
+        raise ConfigError(
+            f"train.nodes: {wrong[0]} nodes of {each} processes are {wrong[0] * each} processes,"
+            f" which do not divide train.data.lanes ({lanes}); "
+            + (f"{', '.join(fit)} nodes would do" if fit else f"make those a multiple of {each}")
+        )
+    return fewest, most
+
+
 def _plan_evaluate(run: Run) -> list[Task]:
     patterns = run.settings("evaluate").datasets
     if not patterns:
