@@ -3,6 +3,7 @@
 CONFIG  ?= configs/sample.yaml
 RUN     ?= runs/$(basename $(notdir $(CONFIG)))
 ON      ?= local
+WAIT    ?=
 WORKERS ?=
 SET     ?=
 NAME    ?=
@@ -10,7 +11,7 @@ FORMAT  ?= open_clip
 TO      ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG RUN ON WORKERS SET NAME FORMAT TO PYTHON
+KNOWN   := CONFIG RUN ON WAIT WORKERS SET NAME FORMAT TO PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -21,7 +22,7 @@ WORDNET  := /usr/share/wordnet/data.noun
 CHROMIUM := /usr/bin/chromium
 WORDS    := /usr/share/dict/american-english-huge
 PIPELINE  = $(VENV)/bin/python -m pipeline
-OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
+OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo build-dataset train evaluate export report status verify config test test-slurm lint format \
@@ -34,6 +35,7 @@ help: ## list the targets and variables
 	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
+	@echo '  ON=slurm WAIT=1         as jobs of a cluster; WAIT=1 stays until all is done'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 

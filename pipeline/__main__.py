@@ -1,11 +1,13 @@
-"""The command line: build | train | evaluate | report | status | verify | config | export."""
+"""The command line: build | train | evaluate | report | status | logs | cancel | verify | …"""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +15,9 @@ from rich.console import Console
 
 from pipeline import config as configuration
 from pipeline import log, manifest, progress, runner, status
-from pipeline.config import ConfigError, UserError
+from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.local import LocalExecutor, die_with_parent
-from pipeline.stage import Run, Stage
+from pipeline.stage import Executor, HandedOver, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 EXIT_DAMAGED = 5
 
 _EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command goes on;
-2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged"""
+2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged;
+9 another command trains in this run"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised: {' '.join(rest)}")
     if rest:  # overrides that follow an option; argparse takes only those before the first
         options.overrides = [*options.overrides, *rest]
-    log.configure(stamped=options.command == "task" or not sys.stderr.isatty())
+    log.configure(stamped=options.command in ("task", "chunk") or not sys.stderr.isatty())
     command: Callable[[argparse.Namespace], int] = options.call
     try:
         return command(options)
     except UserError as error:
         logging.error("%s", error)
         return error.exit_code
+    except HandedOver as words:
+        logging.info("%s", words)
+        return 0
     except Stopped as signal:
         logging.info("stopped by %s at a safe point; the same command goes on from here", signal)
         return EXIT_STOPPED
@@ -51,7 +57,7 @@ def _build(options: argparse.Namespace) -> int:
     from pipeline import recipe
 
     run, config = _open(options)
-    return _advance(run, config, recipe.build_stages(config), "dataset")
+    return _advance(options, run, config, recipe.build_stages(config), "dataset")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -65,47 +71,73 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _after_build(options: argparse.Namespace, last: str) -> int:
     """Run the training stages up to `last`; a dataset of the run's own must be built already."""
     from pipeline import recipe
+    from train import launch
 
     run, config = _open(options)
-    if not config.train.data.datasets:
-        _check_built(options, run, config)
-    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
-    names = [stage.name for stage in stages]
-    return _advance(run, config, stages[: names.index(last) + 1], last)
-
-
-def _check_built(options: argparse.Namespace, run: Run, config: Config) -> None:
-    """Raise `UserError` unless the shards of this configuration are there."""
-    from pipeline import recipe
-
-    if config.until != "pack":
+    own = () if config.train.data.datasets else recipe.build_stages(config)
+    if own and config.until != "pack":
         raise ConfigError(f"{options.config}: until: the dataset ends at {config.until!r}, so there"
                           " are no shards to train on; set until: pack")  # fmt: skip
-    runner.describe(run, recipe.all_stages(config))
-    if stage := runner.outdated(run, recipe.build_stages(config)):
-        raise runner.TasksFailed(
-            f"{run.folder}: {stage.name} is not up to date with {options.config};"
-            f" run `make build-dataset CONFIG={options.config} RUN={run.folder}` first,"
-            " or name other datasets in train.data.datasets"
-        )
+    if own and not run.completed("pack"):
+        raise MissingInput(f"{options.run}: not built yet: {_build_first(options)}")
+    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
+    names = [stage.name for stage in stages]
+    here = options.on == "local"  # else nothing of the run is touched
+    with launch.only_training(run.stage_folder("train")) if here else nullcontext():
+        if stage := runner.outdated(run, own, config.max_failed_tasks):
+            raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
+                               f" {options.config}: {_build_first(options)}")  # fmt: skip
+        for stage in own:
+            run.save_plan(stage.name, run.plan(stage.name))
+        return _advance(options, run, config, stages[: names.index(last) + 1], last)
 
 
-def _advance(run: Run, config: Config, stages: Sequence[Stage], what: str) -> int:
+def _build_first(options: argparse.Namespace) -> str:
+    settings = " ".join(options.overrides)
+    given = f' SET="{settings}"' if settings else ""
+    return (f"run `make build-dataset CONFIG={options.config} RUN={options.run}{given}` first, or"
+            " name other datasets in train.data.datasets")  # fmt: skip
+
+
+def _advance(
+    options: argparse.Namespace, run: Run, config: Config, stages: Sequence[Stage], what: str
+) -> int:
     from pipeline import recipe
 
     stop = StopFlag().install()
-    executor = LocalExecutor(config.local, stop)
     console = Console(stderr=True)
-    runner.describe(run, recipe.all_stages(config))
-    try:
-        with progress.for_console(run, console) as watch:
-            done = runner.advance(run, stages, executor, stop, watch)
-    finally:
-        page = _write_report(run, recipe.all_stages(config))
+    with _executor(options, run, config, stop) as executor:
+        runner.describe(run, recipe.all_stages(config))
+        try:
+            with progress.for_console(run, console) as watch:
+                allowed = config.max_failed_tasks
+                done = runner.advance(run, stages, executor, stop, watch, allowed)
+        finally:
+            page = _write_report(run, recipe.all_stages(config))
     if done.idle:
         logging.info("%s: everything is up to date, nothing to run", what)
     logging.info("report: %s", page)
     return 0
+
+
+@contextmanager
+def _executor(
+    options: argparse.Namespace, run: Run, config: Config, stop: StopFlag
+) -> Iterator[Executor]:
+    """Where the tasks run; on a cluster, this process is then the one that submits its jobs."""
+    if options.on == "local":
+        yield LocalExecutor(config.local, stop)
+        return
+    from slurm.driver import driving
+    from slurm.executor import SlurmExecutor
+
+    command = [options.command, str(run.folder / "config.yaml"), "--run", str(run.folder)]
+    command += ["--on", "slurm"]
+    waits, continues = options.wait, options.continues
+    with driving(
+        run.folder, config.slurm, command=command, waits=waits, continues=continues
+    ) as driver:
+        yield SlurmExecutor(driver, stop)
 
 
 def _write_report(run: Run, stages: Sequence[Stage]) -> Path:
@@ -130,10 +162,33 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from slurm import watch
+
     stages = status.read(options.run)
+    jobs = watch.join(options.run, stages)
     Console(width=None if sys.stdout.isatty() else 140).print(status.table(stages))
-    for line in status.failures(stages):
+    for line in [*jobs, *status.failures(stages)]:
         print(line)
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    """Print the logs of one task, or of those that failed or run."""
+    for path in status.logs(options.run, options.stage, options.task):
+        print(f"== {path}")
+        sys.stdout.flush()
+        with path.open("rb") as stream:
+            shutil.copyfileobj(stream, sys.stdout.buffer)
+    return 0
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    """End a run's jobs on the cluster; what is published stays."""
+    from slurm import driver
+
+    status.read(options.run)  # says so if there is no run
+    count = driver.cancel(options.run.absolute())
+    print(f"{count} jobs cancelled; the command that started them goes on from what is published")
     return 0
 
 
@@ -199,6 +254,27 @@ def _task(options: argparse.Namespace) -> int:
     return 0
 
 
+def _chunk(options: argparse.Namespace) -> int:
+    """The tasks of one job of an array: what SlurmExecutor submits."""
+    from pipeline import recipe
+    from slurm import batches, job
+
+    stop = StopFlag().install()
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    batch = batches.read(options.batch)
+    stage = {stage.name: stage for stage in recipe.all_stages(config)}[batch.stage]
+    return job.work(
+        Run(options.run, config),
+        stage,
+        batch,
+        options.number,
+        settings=config.slurm,
+        local=config.local,
+        stop=stop,
+        command=(sys.executable, "-m", "pipeline", "task"),
+    )
+
+
 def _open(options: argparse.Namespace) -> tuple[Run, Config]:
     from pipeline import recipe
 
@@ -206,8 +282,8 @@ def _open(options: argparse.Namespace) -> tuple[Run, Config]:
     if options.workers is not None:
         overrides.append(f"local.workers={options.workers}")
     config = configuration.load(recipe.Config, options.config, overrides)
-    folder: Path = options.run or Path("runs") / options.config.stem
-    return Run(folder.absolute(), config), config
+    options.run = options.run or Path("runs") / options.config.stem
+    return Run(options.run.absolute(), config), config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,19 +308,30 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, metavar="CONFIG.yaml")
         if name != "config":
             command.add_argument("--run", type=Path, help="run folder (runs/<name of CONFIG>)")
-            command.add_argument("--on", choices=["local"], default="local", help="where tasks run")
+            where = "where tasks run: on this machine, or as jobs of a cluster"
+            command.add_argument("--on", choices=["local", "slurm"], default="local", help=where)
+            waits = "with --on slurm: stay until all is done, for clusters whose jobs submit none"
+            command.add_argument("--wait", action="store_true", help=waits)
+            command.add_argument("--continues", help=argparse.SUPPRESS)
             command.add_argument("--workers", type=int, help="tasks at the same time (one a core)")
         command.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="change one setting"
         )
     reading = {
         "status": (_status, "what of a run is done, running, failed, and where its logs are"),
+        "cancel": (_cancel, "end the jobs that a run has on a cluster"),
         "verify": (_verify, "read every published file again and compare checksums"),
     }
     for name, (call, text) in reading.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(call=call)
         command.add_argument("run", type=Path, metavar="RUN")
+    text = "print the log of a task; without TASK, of those that failed, or that run"
+    command = commands.add_parser("logs", help=text, description=text, allow_abbrev=False)
+    command.set_defaults(call=_logs)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("stage", metavar="STAGE")
+    command.add_argument("task", type=int, nargs="?", metavar="TASK")
     text = "write the trained model as open_clip or transformers read it"
     command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     command.set_defaults(call=_export)
@@ -256,6 +343,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in (("run", Path), ("stage", str), ("index", int), ("fingerprint", str)):
         task.add_argument(name, type=kind)
     task.add_argument("attempt", type=int)
+    chunk = commands.add_parser("chunk", description="the tasks of one job, for SlurmExecutor")
+    chunk.set_defaults(call=_chunk)
+    for name, kind in (("run", Path), ("batch", Path), ("number", int)):
+        chunk.add_argument(name, type=kind)
     return parser
 
 

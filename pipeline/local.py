@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Exit codes of ConfigError, MissingInput and TrainingDiverged: another try cannot help.
-_NEVER_RETRIED = (2, 3, 5)
+# Exit codes of ConfigError, MissingInput, TrainingDiverged and RunInUse: another try cannot help.
+NEVER_RETRIED = (2, 3, 5, 9)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -66,6 +66,7 @@ class LocalExecutor:
     """Runs tasks in processes of this machine, `workers` at a time.
 
     `command` starts one attempt; run folder, stage, index, fingerprint and attempt number follow.
+    `first_attempt` is that number for a task's first try here, if others were made elsewhere.
     """
 
     def __init__(
@@ -73,16 +74,22 @@ class LocalExecutor:
         settings: LocalSettings,
         stop: StopFlag,
         command: Sequence[str] = (sys.executable, "-m", "pipeline", "task"),
+        first_attempt: int = 1,
     ) -> None:
         self.settings = settings
         self.stop = stop
         self.command = command
+        self.first_attempt = first_attempt
 
-    def submit(
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
+        """See `pipeline.stage.Executor.submit`."""
+        with stage.service(run) as environment:
+            yield from self._run(run, stage, tasks, environment)
+
+    def _run(
         self, run: Run, stage: Stage, tasks: Sequence[Planned], environment: Mapping[str, str]
     ) -> Iterator[Outcome | None]:
-        """See `pipeline.stage.Executor.submit`."""
-        waiting = deque((planned, 1) for planned in tasks)
+        waiting = deque((planned, self.first_attempt) for planned in tasks)
         children: list[_Child] = []
         workers = self.settings.workers or os.cpu_count() or 1
         stopping = False
@@ -105,7 +112,7 @@ class LocalExecutor:
                         continue
                     children.remove(child)
                     outcome = self._judge(run, child, code)
-                    may_retry = code not in _NEVER_RETRIED and not stopping
+                    may_retry = code not in NEVER_RETRIED and not stopping
                     if (
                         outcome.ended is Ended.FAILED
                         and may_retry
@@ -148,7 +155,7 @@ class LocalExecutor:
                 start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
             )
         limits = self.settings.wall_limit_s, self.settings.memory_gb
-        seconds, memory_gb = limits if stage.is_limited else (math.inf, math.inf)
+        seconds, memory_gb = limits if not stage.spans_nodes else (math.inf, math.inf)
         return _Child(planned, attempt, process, path, time.monotonic() + seconds, memory_gb)
 
     def _ask_to_stop(self, children: Sequence[_Child]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import sample_web.stage
 import train.stages
@@ -24,6 +25,7 @@ from pipeline.config import Settings
 from pipeline.local import LocalSettings
 from pipeline.stage import Stage
 from sample_web.stage import SampleWebSettings
+from slurm.settings import DRIVER, SlurmSettings
 from train.settings import EvaluateSettings, TrainSettings
 
 BUILD = (
@@ -36,6 +38,7 @@ BUILD = (
     screen.STAGE,
     pack.STAGE,
 )
+TRAINING = (train.stages.TRAIN, train.stages.EVALUATE)
 
 
 class Config(Settings):
@@ -45,6 +48,10 @@ class Config(Settings):
         "queries", "extract", "match", "dedup", "balance", "download", "screen", "pack"
     ] = "pack"
     """The last stage that `build` runs."""
+    max_failed_tasks: float = Field(default=0, ge=0, lt=1)
+    """Share of a stage's tasks that may fail in all their attempts and be left out, 0 to 1; for
+    `extract` and `download`, where a broken archive or shard need not end a build. The report says
+    what was left out; with a smaller share such tasks are tried again."""
     sample_web: SampleWebSettings | None = None
     """A made-up web to build from, made by the run itself; leave it out to use real inputs."""
     text: TextSettings = Field(default_factory=TextSettings)
@@ -71,6 +78,18 @@ class Config(Settings):
     """What the trained model is measured on."""
     local: LocalSettings = Field(default_factory=LocalSettings)
     """How tasks run on this machine."""
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings)
+    """How tasks run on a SLURM cluster."""
+
+    @model_validator(mode="after")
+    def _names_stages(self) -> Config:
+        known = [stage.name for stage in (sample_web.stage.STAGE, *BUILD, *TRAINING)] + [DRIVER]
+        for name in self.slurm.stages:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                raise ValueError(f"slurm.stages: no stage {name!r}; {hint}")
+        return self
 
 
 def build_stages(config: Config) -> Sequence[Stage]:
@@ -90,4 +109,4 @@ def all_stages(config: Config) -> Sequence[Stage]:
     stages = list(build_stages(config))
     if config.until != "pack" and not config.train.data.datasets:
         return stages
-    return [*stages, train.stages.TRAIN, train.stages.EVALUATE]
+    return [*stages, *TRAINING]

@@ -69,17 +69,24 @@ class Advance:
 
 
 def advance(
-    run: Run, stages: Sequence[Stage], executor: Executor, stop: StopFlag, watch: Watch
+    run: Run,
+    stages: Sequence[Stage],
+    executor: Executor,
+    stop: StopFlag,
+    watch: Watch,
+    max_failed_tasks: float = 0.0,
 ) -> Advance:
     """Bring `stages`, in this order, up to date with the configuration.
 
+    Of a stage that can lose tasks, a share of `max_failed_tasks` may fail and be left out.
     Raises `TasksFailed` at the end of the first stage with failures, `Stopped` after a stop was
     asked for, and `UserError` for whatever the user must put right.
     """
     describe(run, stages)
     result = Advance()
     for stage in stages:
-        result.ran[stage.name] = _complete(run, stage, executor, stop, watch)
+        ran = _complete(run, stage, executor, stop, watch, max_failed_tasks)
+        result.ran[stage.name] = ran
     return result
 
 
@@ -96,19 +103,26 @@ def describe(run: Run, stages: Sequence[Stage]) -> None:
         files.write_atomic(path, json.dumps(rows, indent=1))
 
 
-def outdated(run: Run, stages: Sequence[Stage]) -> Stage | None:
-    """The first stage with something to run, or None; plans as `advance` would, runs nothing."""
+def outdated(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> Stage | None:
+    """The first stage with something to run, or None; plans as `advance` would, writes nothing."""
     for stage in stages:
         done: list[Planned] = []
         for phase in range(1 + len(stage.then)):
             done += stage.planned(run, phase, len(done))
-            run.save_plan(stage.name, done)
-            if _missing(run, stage, done):
+            run.consider(stage.name, done)
+            if _missing(run, stage, done, max_failed_tasks):
                 return stage
     return None
 
 
-def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch: Watch) -> int:
+def _complete(
+    run: Run,
+    stage: Stage,
+    executor: Executor,
+    stop: StopFlag,
+    watch: Watch,
+    max_failed_tasks: float,
+) -> int:
     """Run what is missing of one stage; the number of tasks that ran."""
     folder = run.stage_folder(stage.name)
     for name in ("done", "store", "logs", "live", "failed"):
@@ -119,7 +133,7 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
         stop.check()
         planned += stage.planned(run, phase, len(planned))
         run.save_plan(stage.name, planned)
-        missing = _missing(run, stage, planned)
+        missing = _missing(run, stage, planned, max_failed_tasks)
         watch.begin(stage, len(planned), len(planned) - len(missing))
         if not missing:
             continue
@@ -127,19 +141,19 @@ def _complete(run: Run, stage: Stage, executor: Executor, stop: StopFlag, watch:
             manifest.withdraw(folder, task.fingerprint)
             (folder / "failed" / f"{task.task.index:05d}.json").unlink(missing_ok=True)
         failed = []
-        with stage.service(run) as environment:
-            for outcome in executor.submit(run, stage, missing, environment):
-                watch.tick(stage, outcome)
-                if outcome and outcome.ended is Ended.FAILED:
-                    failed.append(outcome)
-                    _record_failure(folder, outcome)
+        for outcome in executor.submit(run, stage, missing):
+            watch.tick(stage, outcome)
+            if outcome and outcome.ended is Ended.FAILED:
+                failed.append(outcome)
+                _record_failure(folder, outcome)
         stop.check()
-        if failed:
+        if failed and not _leave_out(run, stage, planned, failed, max_failed_tasks):
             raise TasksFailed(_describe_failures(stage, failed))
         run.save_plan(stage.name, planned)  # also forgets what was known of the outputs
         ran += len(missing)
     manifests = run.manifests(stage.name)
-    assert len(manifests) == len(planned), f"{stage.name}: a task ended without its manifest"
+    missing = _missing(run, stage, planned, max_failed_tasks)
+    assert not missing, f"{stage.name}: a task ended without its manifest"
     for published in manifests:
         manifest.expose(folder, published)
     fingerprints = [published.fingerprint for published in manifests]
@@ -188,9 +202,44 @@ def _record_failure(folder: Path, outcome: Outcome) -> None:
     files.write_atomic(path, json.dumps(record, indent=1))
 
 
-def _missing(run: Run, stage: Stage, planned: Sequence[Planned]) -> list[Planned]:
+def _missing(
+    run: Run, stage: Stage, planned: Sequence[Planned], max_failed_tasks: float
+) -> list[Planned]:
+    """Tasks without a manifest, but for those that were left out and still may be."""
     folder = run.stage_folder(stage.name)
-    return [p for p in planned if find(folder, p.fingerprint) is None]
+    missing = [p for p in planned if find(folder, p.fingerprint) is None]
+    path = folder / "left_out.json"
+    if not missing or not stage.can_lose_tasks or not path.exists():
+        return missing
+    left_out = json.loads(path.read_text())
+    remaining = [p for p in missing if p.fingerprint not in left_out]
+    may_stay_out = len(missing) - len(remaining) <= max_failed_tasks * len(planned)
+    return remaining if may_stay_out else missing
+
+
+def _leave_out(
+    run: Run,
+    stage: Stage,
+    planned: Sequence[Planned],
+    failed: Sequence[Outcome],
+    max_failed_tasks: float,
+) -> bool:
+    """Record that the stage does without the tasks that failed, if it may: left_out.json."""
+    folder = run.stage_folder(stage.name)
+    missing = [p for p in planned if find(folder, p.fingerprint) is None]
+    if not stage.can_lose_tasks or len(missing) > max_failed_tasks * len(planned):
+        return False
+    path = folder / "left_out.json"
+    reasons = json.loads(path.read_text()) if path.exists() else {}
+    by_index = {p.task.index: p.fingerprint for p in missing}
+    reasons |= {by_index[o.task.index]: o.reason for o in failed if o.task.index in by_index}
+    wanted = {p.fingerprint for p in missing}
+    files.write_atomic(path, json.dumps({k: v for k, v in reasons.items() if k in wanted}))
+    log.warning(
+        "%s: %d of %d tasks are left out after all their attempts; max_failed_tasks allows it",
+        *(stage.name, len(missing), len(planned)),
+    )
+    return True
 
 
 def _describe_failures(stage: Stage, failed: Sequence[Outcome]) -> str:

@@ -56,6 +56,7 @@ class Run:
         self.folder = folder
         self.config = config
         self._outputs: dict[str, dict[str, tuple[Manifest, Output]]] = {}
+        self._considered: dict[str, list[Planned]] = {}
 
     def stage_folder(self, stage: str) -> Path:
         """`RUN/<stage>`."""
@@ -67,6 +68,8 @@ class Run:
 
     def plan(self, stage: str) -> list[Planned]:
         """The tasks that the runner last planned for a stage; empty if it never did."""
+        if stage in self._considered:
+            return self._considered[stage]
         path = self.stage_folder(stage) / "plan.json"
         try:
             rows = json.loads(path.read_text())
@@ -81,9 +84,15 @@ class Run:
 
     def save_plan(self, stage: str, planned: Sequence[Planned]) -> None:
         """Write `RUN/<stage>/plan.json`."""
+        self._considered.pop(stage, None)
         rows = [{**asdict(p.task), "fingerprint": p.fingerprint} for p in planned]
         text = json.dumps(rows, indent=1)
         files.write_atomic(self.stage_folder(stage) / "plan.json", text)
+        self._outputs.pop(stage, None)
+
+    def consider(self, stage: str, planned: Sequence[Planned]) -> None:
+        """Let `plan` give these tasks, here alone: nothing is written."""
+        self._considered[stage] = list(planned)
         self._outputs.pop(stage, None)
 
     def manifests(self, stage: str) -> list[Manifest]:
@@ -218,9 +227,12 @@ class Stage:
     version: int = 1
     """Raise it when the code changes what comes out; old results are then made again."""
     service: Service = no_service
-    is_limited: bool = True
-    """Whether executors hold its tasks to their limits of time and memory; a training may take
-    weeks, and watches itself."""
+    can_lose_tasks: bool = False
+    """Whether its result is of use without the tasks that fail in all their attempts, as far as
+    the configuration's `max_failed_tasks` allows."""
+    spans_nodes: bool = False
+    """Its task is done by processes that are started together, one a GPU, on one node or several;
+    it may take weeks and watches itself, so executors hold it to no limit of time or memory."""
 
     def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
         """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""
@@ -276,15 +288,17 @@ class Outcome:
     exit_code: int = 0
 
 
+class HandedOver(Exception):
+    """The rest is submitted and goes on by itself; the message says how to watch it."""
+
+
 class Executor(Protocol):
     """Runs tasks somewhere; the seam where a cluster, or a test, plugs in."""
 
-    def submit(
-        self, run: Run, stage: Stage, tasks: Sequence[Planned], environment: Mapping[str, str]
-    ) -> Iterator[Outcome | None]:
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         """Run `tasks`, yielding an outcome for each as it ends, and None now and then meanwhile.
 
-        `environment` is added to what the tasks see. After a stop was asked for, the rest of the
-        tasks end as `Ended.STOPPED`.
+        `stage.service` is entered where the tasks run. After a stop was asked for, the rest of the
+        tasks end as `Ended.STOPPED`. Raises `HandedOver` if the tasks outlive this process.
         """
         ...

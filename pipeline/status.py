@@ -28,6 +28,10 @@ class StageStatus:
     total: int = 0
     """Tasks planned; 0 until the stage is reached."""
     done: int = 0
+    queued: int = 0
+    """Tasks that wait for a cluster's nodes, or in a job for their turn."""
+    left_out: int = 0
+    """Tasks that failed in all their attempts and that `max_failed_tasks` does without."""
     running: list[dict[str, float | int | str | None]] = field(default_factory=list)
     """What each running task last said: index, done, total, unit, note, time."""
     failed: list[dict[str, float | int | str | None]] = field(default_factory=list)
@@ -41,8 +45,10 @@ class StageStatus:
         """The stage's state in one word."""
         if self.running:
             return "running"
-        if self.total and self.done == self.total:
+        if self.total and self.done + self.left_out == self.total:
             return "done"
+        if self.queued:
+            return "queued"
         if self.failed:
             return "failed"
         return "partly done" if self.done else "waiting"
@@ -77,10 +83,12 @@ def read_stage(run: Run, name: str, unit: str) -> StageStatus:
     status.stats = total(manifests)
     status.seconds = sum(manifest.seconds for manifest in manifests)
     folder = run.stage_folder(name)
+    left_out = _json(folder / "left_out.json") or {}
     for task in planned:
         index = task.task.index
         if index in finished:
             continue
+        status.left_out += task.fingerprint in left_out
         if (beat := _json(folder / "live" / f"{index:05d}.json")) and _alive(beat):
             status.running.append({"index": index, **beat})
         elif record := _json(folder / "failed" / f"{index:05d}.json"):
@@ -115,6 +123,28 @@ def table(stages: Sequence[StageStatus]) -> Table:
     return view
 
 
+def logs(folder: Path, stage: str, index: int | None) -> list[Path]:
+    """Where to read about a task; without `index`, about those that failed, or that run now.
+
+    Raises `MissingInput` if there is nothing to read.
+    """
+    found = {each.name: each for each in read(folder)}
+    if stage not in found:
+        raise MissingInput(f"{folder}: no stage {stage!r}; there are {', '.join(found)}")
+    own = folder / stage / "logs"
+    if index is None:
+        paths = [Path(str(record["log"])) for record in found[stage].failed]
+        paths = paths or [own / f"{beat['index']:05d}.log" for beat in found[stage].running]
+    else:
+        record = _json(folder / stage / "failed" / f"{index:05d}.json") or {}
+        paths = [own / f"{index:05d}.log", Path(str(record.get("log", "")))]
+    paths = [path for path in dict.fromkeys(paths) if path.is_file()]
+    if not paths:
+        what = "no task fails or runs; name one" if index is None else f"no log of task {index}"
+        raise MissingInput(f"{own}: {what}")
+    return paths
+
+
 def failures(stages: Sequence[StageStatus]) -> list[str]:
     """One line a failed task: what, why, and the log to read."""
     return [
@@ -125,15 +155,17 @@ def failures(stages: Sequence[StageStatus]) -> list[str]:
 
 
 def _now(stage: StageStatus) -> str:
-    if stage.failed and not stage.running:
-        return f"{len(stage.failed)} failed"
+    waiting = f"{stage.queued} queued" if stage.queued else ""
     if not stage.running:
-        return ""
+        failed = f"{len(stage.failed)} failed" if stage.failed else ""
+        left_out = f"{stage.left_out} left out" if stage.left_out else ""
+        return ", ".join(word for word in (waiting, left_out or failed) if word)
     beat = stage.running[0]
     of = f" of {beat['total']:,}" if beat.get("total") else ""
     more = f" (+{len(stage.running) - 1} tasks)" if len(stage.running) > 1 else ""
     note = f", {beat['note']}" if beat.get("note") else ""
-    return f"task {beat['index']}: {beat['done']:,}{of} {beat['unit']}{note}{more}"
+    now = f"task {beat['index']}: {beat['done']:,}{of} {beat['unit']}{note}{more}"
+    return f"{now}, {waiting}" if waiting else now
 
 
 def _share(beat: dict[str, float | int | str | None]) -> float:

@@ -25,6 +25,7 @@ from torch import nn
 
 from pipeline import files
 from pipeline.config import UserError
+from pipeline.lock import RunLock
 from train.checkpoint_folder import (
     Checkpoint,
     CheckpointFolder,
@@ -33,7 +34,6 @@ from train.checkpoint_folder import (
     temporary_name,
 )
 from train.distributed import Process
-from train.lock import RunLock
 from train.settings import CheckpointSettings
 from train.training_state import Share, TrainingState, Written
 

@@ -16,11 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.lock import RunInUse, RunLock, refuse_others
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
 from pipeline.stop import DUMP, EXIT_STOPPED, Stopped, shielded
@@ -35,6 +37,8 @@ _LAST_WORDS_S = 5.0
 """How long the other ranks may take to end by themselves when one has failed."""
 _STACKS_S = 2.0
 """How long ranks that hang may take to write down where they are."""
+_BEAT_S = 1.0
+"""Between beats of the lock, and so the time after which a second command is refused."""
 
 
 class RankFailed(UserError):
@@ -61,6 +65,32 @@ def place(environ: Mapping[str, str]) -> Place | None:
         rank, world = int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"])
         return Place(rank, world, int(environ.get("SLURM_LOCALID", 0)))
     return None
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """While it lasts, no other command trains in the stage's `folder`.
+
+    Commands that torchrun or srun started together count as one. Raises `pipeline.lock.RunInUse`.
+    """
+    path = folder / "lock.json"
+    job = _job(os.environ)
+    here = place(os.environ)
+    if here is not None and here.rank > 0:
+        refuse_others(path, job)
+        yield
+        return
+    lock = RunLock(path, beat_s=_BEAT_S, job=job)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _job(environ: Mapping[str, str]) -> str:
+    """What the processes that torchrun or srun started together have in common."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(environ.get(name, "") for name in names)
 
 
 def train(attempt: Attempt) -> Stats:
@@ -239,7 +269,7 @@ def _error(rank: _Rank, code: int) -> UserError:
         message = str(json.loads(rank.end.read_text())["error"])
     except (OSError, ValueError, KeyError):
         message = f"exit code {code}"
-    for kind in (ConfigError, MissingInput, TrainingDiverged):
+    for kind in (ConfigError, MissingInput, TrainingDiverged, RunInUse):
         if kind.exit_code == code:
             return kind(message)
     return RankFailed(_said(rank, message))

@@ -83,6 +83,6 @@ TRAIN = Stage(
     work=_train,
     unit="samples seen",
     version=2,
-    is_limited=False,
+    spans_nodes=True,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -133,4 +133,6 @@ def work(attempt: Attempt) -> Stats:
     return fetch_shard(attempt)
 
 
-STAGE = Stage("download", ("dedup", "balance"), plan, work, unit="pairs", version=2)
+STAGE = Stage(
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=2, can_lose_tasks=True
+)

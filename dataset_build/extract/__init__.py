@@ -142,4 +142,4 @@ def _listed(run: Run, reference: str, setting: str) -> list[str]:
     return listed
 
 
-STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates")
+STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from pipeline import runner
@@ -15,11 +15,9 @@ class InlineExecutor:
     def __init__(self) -> None:
         self.ran: list[Task] = []
 
-    def submit(
-        self, run: Run, stage: Stage, tasks: Sequence[Planned], environment: Mapping[str, str]
-    ) -> Iterator[Outcome | None]:
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         for planned in tasks:
-            with mock.patch.dict(os.environ, environment):
+            with stage.service(run) as environment, mock.patch.dict(os.environ, environment):
                 # As in a process of its own: a Run remembers what it found published.
                 runner.work_on(Run(run.folder, run.config), stage, planned, 1, StopFlag())
             self.ran.append(planned.task)

@@ -47,7 +47,7 @@ def test_a_hanging_task_is_killed_at_its_wall_limit(advance: Call) -> None:
 def test_a_stage_without_limits_takes_its_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", toy.Toy())
     settings = LocalSettings(wall_limit_s=0.01, memory_gb=0.001, attempts=1)
-    stages = [replace(stage, is_limited=False) for stage in toy.STAGES]
+    stages = [replace(stage, spans_nodes=True) for stage in toy.STAGES]
     stop = StopFlag()
     executor = LocalExecutor(settings, stop, (sys.executable, "-m", "tests.pipeline.toy"))
     done = runner.advance(run, stages, executor, stop, Recorder())

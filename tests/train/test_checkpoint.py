@@ -19,11 +19,11 @@ import torch
 
 from pipeline import files
 from pipeline.config import UserError
+from pipeline.lock import RunInUse
 from tests.train.toy_training import Toy, alone, group, on_ranks
 from train.checkpoint import CheckpointDamaged, Progress, SaveFailed
 from train.checkpoint_folder import MARKER
 from train.distributed import Process
-from train.lock import RunInUse
 
 
 def _steps(folder: Path) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.lock import RunLock
 from pipeline.stage import Attempt
 from tests.train import recipe
 from tests.train.conftest import Pack
@@ -105,6 +106,18 @@ def test_an_error_of_the_ranks_is_an_error_of_the_task(pack: Pack, tmp_path: Pat
     assert "train.data.lanes: 4 must divide" in said
     assert "trying again" not in said  # the same configuration would end the same way
     assert started_by(run) == []
+
+
+def test_a_run_that_is_in_use_is_tried_once(pack: Pack, tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", pack(24), processes=2)
+    lock = RunLock(run / "train/checkpoints/lock.json", beat_s=0.2)
+    try:
+        code, said = finish(start(run))
+    finally:
+        lock.release()
+    assert code == 4
+    assert f"process {os.getpid()} on" in said
+    assert "trying again" not in said
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from train.lock import RunInUse, RunLock
+from pipeline.lock import RunInUse, RunLock, refuse_others
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.lock import RunLock
-lock = RunLock(Path(sys.argv[1]), beat_s=0.05)
+from pipeline.lock import RunLock
+lock = RunLock(Path(sys.argv[1]), beat_s=0.05, job="theirs")
 print("held", flush=True)
 time.sleep(60)
 """
@@ -123,6 +123,22 @@ def test_rubbish_in_the_file_holds_nobody_up_for_long(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     path.write_bytes(b"\0" * 100)
     RunLock(path, stale_s=0.3).release()
+
+
+def test_only_processes_of_the_holders_job_may_go_along(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    refuse_others(path, "ours")
+    process = _holder(path)
+    try:
+        refuse_others(path, "theirs")
+        with pytest.raises(RunInUse, match=rf"process {process.pid} on .* \(since 20"):
+            refuse_others(path, "ours")
+    finally:
+        _end(process)
+    refuse_others(path, "ours")  # it is dead
+    _as_on_another_machine(path)
+    refuse_others(path, "ours", stale_s=0.3)
+    assert path.exists()
 
 
 def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path) -> None:

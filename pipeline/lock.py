@@ -1,4 +1,4 @@
-"""One trainer per run: a lock file that a live holder keeps beating and a dead one loses.
+"""One process at a time: a lock file that a live holder keeps beating and a dead one loses.
 
 The file names machine and process. On the same machine the kernel tells whether that process
 lives; from elsewhere, a beat that does not change for `stale_s` counts as dead. No clocks are
@@ -26,17 +26,22 @@ _POLL_S = 0.1
 
 
 class RunInUse(UserError):
-    """Another trainer holds the run folder."""
+    """Another trainer holds the run folder; trying again would find it there again."""
+
+    exit_code = 9
 
 
 class RunLock:
     """Holds `path` from construction to `release`.
 
-    Raises `RunInUse` once the present holder has shown that it lives, which takes `beat_s` at most
-    and `stale_s` if it does not.
+    Raises `RunInUse` once the present holder has shown that it lives, which takes its `beat_s` at
+    most and `stale_s` if it does not. `job` names the processes that train together, one of which
+    holds the lock for all.
     """
 
-    def __init__(self, path: Path, *, beat_s: float = 5.0, stale_s: float = 60.0) -> None:
+    def __init__(
+        self, path: Path, *, beat_s: float = 5.0, stale_s: float = 60.0, job: str = ""
+    ) -> None:
         self._path = path
         self._beat_s = beat_s
         self._stale_s = stale_s
@@ -46,9 +51,11 @@ class RunLock:
             "pid": os.getpid(),
             "machine": _machine(),
             "started": _started(os.getpid()),
+            "job": job,
+            "since": time.time(),
         }
         self._acquire()
-        # Beats go through a descriptor: should another trainer have replaced the file, because
+        # Beats go through a descriptor: should another process have replaced the file, because
         # this process was suspended for long, they reach the old file only.
         self._descriptor = os.open(path, os.O_WRONLY)
         self._ended = threading.Event()
@@ -75,21 +82,13 @@ class RunLock:
             self._path.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
-        first: dict[str, Any] | None = None
-        since = time.monotonic()
+        sight = _Sight(self._path, self._stale_s)
         while not self._created():
-            if (holder := _read(self._path)) is None:
-                # Released just now, or of no use to anyone.
-                if self._path.exists() and time.monotonic() - since > self._stale_s:
-                    self._path.unlink(missing_ok=True)
-            elif first is None or holder["token"] != first["token"]:
-                first, since = holder, time.monotonic()
-            elif holder["beat"] != first["beat"]:
-                raise self._refusal(holder)
-            if first is not None and self._is_dead(first, time.monotonic() - since):
-                self._take_from(first)
-                first = None
-            time.sleep(_POLL_S if first is None or _is_here(first) else self._beat_s / 5)
+            if (dead := sight.look()) is not None:
+                self._take_from(dead)
+            elif sight.holder is None and sight.silent_s > self._stale_s:
+                self._path.unlink(missing_ok=True)  # of no use to anyone
+            time.sleep(_POLL_S if sight.is_near else self._beat_s / 5)
 
     def _created(self) -> bool:
         try:
@@ -102,15 +101,6 @@ class RunLock:
                 leftover.unlink(missing_ok=True)
         return True
 
-    def _is_dead(self, holder: dict[str, Any], silent_s: float) -> bool:
-        if _is_here(holder):
-            if _started(holder["pid"]) != holder["started"]:
-                return True
-            if silent_s > self._stale_s:  # it lives but does not run
-                raise self._refusal(holder)
-            return False
-        return silent_s > self._stale_s
-
     def _take_from(self, holder: dict[str, Any]) -> None:
         """Remove a dead holder's lock; of those who try at the same time, one gets it."""
         taken = self._path.with_name(f".{self._path.name}.{files.attempt_name()}")
@@ -120,16 +110,10 @@ class RunLock:
             return
         found = _read(taken)
         if found is not None and found["token"] != holder["token"]:
-            os.link(taken, self._path)  # of a trainer that was quicker
+            os.link(taken, self._path)  # of one that was quicker
         else:
             log.warning("%s did not end properly; its lock is taken over", _name(holder))
         taken.unlink(missing_ok=True)
-
-    def _refusal(self, holder: dict[str, Any]) -> RunInUse:
-        return RunInUse(
-            f"{self._path}: {_name(holder)} is training in this run folder; wait for it, stop it, "
-            "or choose another folder with --run"
-        )
 
     def _beat(self) -> None:
         beat = 0
@@ -139,6 +123,58 @@ class RunLock:
                 os.pwrite(self._descriptor, _payload(self._me, beat), 0)
             except OSError as error:
                 log.warning("%s: the lock cannot be renewed (%s)", self._path, error.strerror)
+
+
+def refuse_others(path: Path, job: str, *, stale_s: float = 60.0) -> None:
+    """Raise `RunInUse` if a living trainer holds `path` that is not of this `job`."""
+    sight = _Sight(path, stale_s)
+    while (holder := _read(path)) is not None and holder.get("job") != job:
+        if sight.look() is not None:
+            return
+        time.sleep(_POLL_S)
+
+
+class _Sight:
+    """What is seen of a lock's holder by who looks at it again and again."""
+
+    def __init__(self, path: Path, stale_s: float) -> None:
+        self.holder: dict[str, Any] | None = None
+        """As first seen; None if there is none who can be read."""
+        self._path = path
+        self._stale_s = stale_s
+        self._since = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has changed."""
+        return time.monotonic() - self._since
+
+    @property
+    def is_near(self) -> bool:
+        """Whether there is no holder on another machine, whose beats come through a shared disk."""
+        return self.holder is None or _is_here(self.holder)
+
+    def look(self) -> dict[str, Any] | None:
+        """The holder if it is dead, else None. Raises `RunInUse` if it is seen to live."""
+        found = _read(self._path)
+        if found is None:
+            if self.holder is not None:
+                self.holder, self._since = None, time.monotonic()
+            return None
+        if self.holder is None or found["token"] != self.holder["token"]:
+            self.holder, self._since = found, time.monotonic()
+            if not self.is_near:
+                log.info("%s: %s held it; watching for up to %.0f s whether it lives",
+                         self._path, _name(found), self._stale_s)  # fmt: skip
+        silent = self.silent_s > self._stale_s
+        if self.is_near and _started(found["pid"]) != found["started"]:
+            return found
+        if found["beat"] != self.holder["beat"] or (silent and self.is_near):
+            raise RunInUse(  # if it is silent, it lives but does not run
+                f"{self._path}: {_name(found)} is training in this run folder; wait for it, stop"
+                " it, or choose another folder with --run"
+            )
+        return found if silent else None
 
 
 def _payload(me: dict[str, Any], beat: int) -> bytes:
@@ -159,7 +195,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _name(holder: dict[str, Any]) -> str:
-    return f"process {holder['pid']} on {holder['host']}"
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
+    since = f" (since {began})" if "since" in holder else ""
+    return f"process {holder['pid']} on {holder['host']}{since}"
 
 
 def _is_here(holder: dict[str, Any]) -> bool:

@@ -1,0 +1,1 @@
+"""Running a stage's tasks on a SLURM cluster."""

@@ -1,0 +1,176 @@
+"""The one process that submits the jobs of a run, and the job that takes over from it.
+
+A driver is the command that a user typed, `python -m pipeline build … --on slurm`, or a job that
+runs the same command later. All that it knows is on disk. A lock lets one at a time submit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.lock import RunInUse, RunLock
+from pipeline.stage import HandedOver
+from slurm import batches, queue, snapshot
+from slurm.queue import Queued
+from slurm.settings import DRIVER, SlurmSettings
+from slurm.submission import submit
+
+log = logging.getLogger(__name__)
+
+_BEAT_S = 1.0
+_LOCK_PATIENCE_S = 3600.0
+"""How long a continuation waits for another driver to let go."""
+
+
+class AnotherDrives(HandedOver):
+    """Another process submits the jobs of this run, and goes on with it."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who submits the jobs of a run."""
+
+    folder: Path
+    """The run's."""
+    settings: SlurmSettings
+    program: str
+    """Module whose `main` takes the arguments of a command."""
+    command: tuple[str, ...]
+    """Arguments of the command that goes on with the run, without `--continues`."""
+    drive: str
+    """Names the user's command that this goes back to; attempts are counted within it."""
+    waits: bool
+    code: Path
+    """The snapshot that jobs run from."""
+
+    def go_on_after(self, jobs: Sequence[str], queued: Mapping[str, Sequence[Queued]]) -> str:
+        """See to it that a continuation runs once `jobs` have ended, one and no more; its number.
+
+        `queued` is the queue as it was before any of `jobs` was submitted.
+        """
+        path = self.folder / "slurm" / "continuation.json"
+        before = _read(path)
+        waiting = _waiting(before, queued)
+        if waiting and set(jobs) <= set(before["after"]) and before["command"] == [*self.command]:
+            return waiting
+        name = f"{DRIVER}.{secrets.token_hex(4)}"
+        record: dict[str, Any] = {"name": name, "command": self.command, "after": list(jobs)}
+        files.write_atomic(path, json.dumps(record))
+        slurm = self.folder / "slurm"
+        job = submit(
+            [[*self.command, "--continues", self.drive]],
+            settings=self.settings,
+            resources=self.settings.resources(DRIVER).model_copy(update={"gpus": None}),
+            program=self.program,
+            name=name,
+            folder=slurm / name,
+            code=self.code,
+            dependency="afterany:" + ":".join(jobs),
+            use_srun=False,
+            teardown=None,
+            additional_parameters={
+                "output": str(slurm / "driver.log"),
+                "requeue": True,
+                "kill-on-invalid-dep": "no",
+            },
+        )
+        files.write_atomic(path, json.dumps({**record, "job": job}))
+        if waiting:
+            queue.cancel([waiting])
+        for folder in slurm.glob(f"{DRIVER}.*"):  # of those that have done their part
+            if folder.is_dir() and folder.name not in (name, os.environ.get("SLURM_JOB_NAME")):
+                shutil.rmtree(folder, ignore_errors=True)
+        return job
+
+
+@contextmanager
+def driving(
+    folder: Path,
+    settings: SlurmSettings,
+    *,
+    command: Sequence[str],
+    waits: bool,
+    continues: str | None,
+    program: str = "pipeline.__main__",
+) -> Iterator[Driver]:
+    """Be the driver of the run in `folder` while the block lasts.
+
+    Raises `AnotherDrives` if there is one. A continuation (`continues` names its drive) waits for
+    it instead: what that one saw may have been true before the arrays ended.
+    """
+    slurm = folder / "slurm"
+    slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _acquire(slurm / "driver.lock", patience_s=_LOCK_PATIENCE_S if continues else 0.0)
+    try:
+        drive = continues or secrets.token_hex(4)
+        code = snapshot.take(folder)
+        yield Driver(folder, settings, program, tuple(command), drive, waits, code)
+    finally:
+        lock.release()
+
+
+def cancel(folder: Path, patience_s: float = 60.0) -> int:
+    """Cancel all jobs of a run, the continuation first; how many there were.
+
+    Asked until none is left, for a driver may be submitting at this moment.
+    """
+    slurm = folder / "slurm"
+    cancelled: set[tuple[str, int]] = set()
+    until = time.monotonic() + patience_s
+    while True:
+        names = {batch.name for batch in batches.everything(slurm) if not batch.has_ended}
+        queued = queue.read()
+        drivers = [name for name in [continuation(slurm)] if name]
+        jobs = [job for name in (*drivers, *sorted(names)) for job in queued.get(name, ())]
+        asked = [job for job in jobs if job.state != "COMPLETING"]
+        if not jobs or time.monotonic() > until:
+            return len(cancelled)
+        queue.cancel(list(dict.fromkeys(job.job for job in asked)))
+        cancelled |= {(job.job, job.index) for job in jobs}
+        time.sleep(1)
+
+
+def _acquire(path: Path, patience_s: float) -> RunLock:
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return RunLock(path, beat_s=_BEAT_S)
+        except RunInUse as error:
+            if time.monotonic() > until:
+                raise AnotherDrives(
+                    f"{path.parent.parent}: another command is submitting the jobs of this run; it"
+                    " goes on with it, so there is nothing left to do here"
+                ) from error
+            time.sleep(1)
+
+
+def continuation(slurm: Path) -> str | None:
+    """Name in the queue of the job that goes on with a run, whose `RUN/slurm` this is."""
+    return _read(slurm / "continuation.json").get("name")
+
+
+def _waiting(record: Mapping[str, Any], queued: Mapping[str, Sequence[Queued]]) -> str | None:
+    """The number of a continuation that has not begun yet."""
+    for job in queued.get(record.get("name", ""), ()):
+        if job.state == "PENDING":
+            return job.job
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return values
