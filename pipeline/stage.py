@@ -195,7 +195,8 @@ class Attempt:
         self._last = now
         beat = {"done": done, "total": total, "unit": unit, "note": note, "time": time.time()}
         beat |= {"pid": os.getpid(), "host": socket.gethostname()}
-        temporary = self.live.with_name(f".{self.live.name}.tmp")
+        # Processes that do the task together may write at the same time.
+        temporary = self.live.with_name(f".{self.live.name}.{files.attempt_name()}")
         temporary.write_text(json.dumps(beat))
         temporary.replace(self.live)
 
@@ -207,6 +208,11 @@ Service = Callable[[Run], AbstractContextManager[Mapping[str, str]]]
 def no_service(run: Run) -> AbstractContextManager[Mapping[str, str]]:
     """The service of a stage that needs none."""
     return nullcontext({})
+
+
+def one_node(run: Run, processes_per_node: int) -> tuple[int, int]:
+    """The nodes of a stage that spans no more."""
+    return 1, 1
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,9 @@ class Stage:
     spans_nodes: bool = False
     """Its task is done by processes that are started together, one a GPU, on one node or several;
     it may take weeks and watches itself, so executors hold it to no limit of time or memory."""
+    nodes: Callable[[Run, int], tuple[int, int]] = one_node
+    """Of a stage that spans nodes: on how few and on how many, with so many processes on each.
+    Raises `ConfigError` if it could not do with some number of nodes between them."""
 
     def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
         """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""

@@ -19,10 +19,10 @@ from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
 from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
-from slurm import batches, queue
+from slurm import batches, queue, training
 from slurm.batches import Batch, Entry, Failure
 from slurm.driver import Driver
-from slurm.submission import submit
+from slurm.submission import parameters_of, submit
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class SlurmExecutor:
     def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         """See `pipeline.stage.Executor.submit`."""
         left = list(tasks)
+        resources = self.settings.resources(stage.name)
+        stage.nodes(run, training.processes_per_node(resources))  # raises if they will not do
         while True:
             queued = queue.read()  # before the disk is looked at: who has left it has published
             settled = list(batches.settle(run.folder, queued))
@@ -95,15 +97,20 @@ class SlurmExecutor:
             folder = run.folder / "slurm"
             batch = batches.intend(folder, stage.name, self.driver.drive, part)
             arguments = ["chunk", str(run.folder), str(batch.path)]
+            resources, options = self.settings.resources(stage.name), {}
+            if stage.spans_nodes:
+                parameters = parameters_of(self.settings, resources)
+                options = training.options(parameters, resources, run, stage, batch)
             try:
                 batch.job = submit(
                     [[*arguments, str(number)] for number in range(len(part))],
                     settings=self.settings,
-                    resources=self.settings.resources(stage.name),
+                    resources=resources,
                     program=self.driver.program,
                     name=batch.name,
                     folder=batch.folder,
                     code=self.driver.code,
+                    **options,
                 )
             finally:
                 if batch.job is None:  # unless it is there nevertheless, which the queue will tell

@@ -12,6 +12,7 @@ from pipeline.local import LocalExecutor, LocalSettings
 from pipeline.manifest import find
 from pipeline.stage import Ended, Outcome, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag
+from slurm import training
 from slurm.batches import Batch, Failure
 from slurm.settings import SlurmSettings
 
@@ -45,6 +46,8 @@ def work(
     Returns 75 if it was stopped before all had ended, else 0, also if some failed: those are in the
     chunk's report, with their reasons. Tasks that failed before this job was requeued stay failed.
     """
+    if stage.spans_nodes:
+        return training.work(run, stage, batch, number, stop)
     chunk = batch.chunks[number]
     report = batch.report(number)
     planned = {p.fingerprint: p for p in run.plan(stage.name)}

@@ -150,7 +150,8 @@ def _port(environ: Mapping[str, str]) -> int:
     Every attempt at a job has another one, so that what is left of the last one is not met.
     """
     job, step, restarts = (
-        int(environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        int(environ.get(name, 0))
+        for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     )
     return 10_000 + (job + 1_009 * step + 7_919 * restarts) % 20_000
 

@@ -84,5 +84,6 @@ TRAIN = Stage(
     unit="samples seen",
     version=2,
     spans_nodes=True,
+    nodes=_nodes,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

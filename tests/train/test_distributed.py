@@ -29,7 +29,9 @@ def test_where_processes_meet() -> None:
     assert _rendezvous(slurm | {"MASTER_ADDR": "10.0.0.1"}) == "tcp://10.0.0.1:11234"
     with pytest.raises(ConfigError, match="torchrun or srun"):
         _rendezvous({"SLURM_JOB_ID": "41234"})
-    with pytest.raises(ConfigError, match=r"no-such-node1\.invalid, the first node of .*MASTER_ADDR"):
+    with pytest.raises(
+        ConfigError, match=r"no-such-node1\.invalid, the first node of .*MASTER_ADDR"
+    ):
         _rendezvous({"SLURM_STEP_NODELIST": "no-such-node[1-2].invalid"})
 
 
