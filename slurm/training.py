@@ -42,7 +42,7 @@ def options(
     fewest, most = stage.nodes(run, each)
     further = {**parameters["additional_parameters"], "nodes": f"{fewest}-{most}"}
     return {
-        "tasks_per_node": each,
+        "ntasks_per_node": each,
         "additional_parameters": further,
         "srun_args": [*parameters["srun_args"], "--kill-on-bad-exit=1"],
         "teardown": [*_judge(run.stage_folder(stage.name), batch), *parameters["teardown"]],
