@@ -215,6 +215,11 @@ def one_node(run: Run, processes_per_node: int) -> tuple[int, int]:
     return 1, 1
 
 
+def no_follower(run: Run) -> tuple[str, ...]:
+    """The follower of a stage that nobody looks at before its end."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A named step of a run."""
@@ -242,6 +247,9 @@ class Stage:
     nodes: Callable[[Run, int], tuple[int, int]] = one_node
     """Of a stage that spans nodes: on how few and on how many, with so many processes on each.
     Raises `ConfigError` if it could not do with some number of nodes between them."""
+    follower: Callable[[Run], tuple[str, ...]] = no_follower
+    """Of a stage that spans nodes: a command that looks, now and then while its task goes on, at
+    what it has saved so far; empty if there is nothing to look at."""
 
     def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
         """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""

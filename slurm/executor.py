@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
 from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
-from slurm import batches, queue, training
+from slurm import batches, following, queue, training
 from slurm.batches import Batch, Entry, Failure
 from slurm.driver import Driver
+from slurm.queue import Queued
 from slurm.submission import parameters_of, submit
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,24 @@ class SlurmExecutor:
                 live += self._submit(run, stage, ready, history, elements)
             if not live:
                 return
+            if command := stage.follower(run):
+                self._have_followed(live[-1], command, queued)
             if not self.driver.waits:
                 job = self.driver.go_on_after([b.job for b in live if b.job], queued)
                 raise HandedOver(_words(run, stage, live, job))
             yield from self._pause()
+
+    def _have_followed(
+        self, batch: Batch, command: Sequence[str], queued: Mapping[str, Sequence[Queued]]
+    ) -> None:
+        following.see_to_it(
+            batch,
+            command,
+            settings=self.settings,
+            program=self.driver.program,
+            code=self.driver.code,
+            queued=queued,
+        )
 
     def _adopt(self, batch: Batch) -> None:
         """Count what becomes of an earlier command's jobs among this one's."""

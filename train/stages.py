@@ -10,7 +10,7 @@ import os
 from pipeline.config import ConfigError
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
-from train.settings import TrainSettings
+from train.settings import EvaluateSettings, TrainSettings
 
 
 def _plan_train(run: Run) -> list[Task]:
@@ -58,6 +58,14 @@ def _nodes(run: Run, processes_per_node: int) -> tuple[int, int]:
     return fewest, most
 
 
+def _follower(run: Run) -> tuple[str, ...]:
+    """Evaluation of the milestones, as `Stage.follower`."""
+    evaluation: EvaluateSettings | None = getattr(run.config, "evaluate", None)
+    if run.settings("train").checkpoint.keep_every_steps == "never":
+        return ()
+    return ("evaluate-checkpoints", str(run.folder)) if evaluation and evaluation.datasets else ()
+
+
 def _plan_evaluate(run: Run) -> list[Task]:
     patterns = run.settings("evaluate").datasets
     if not patterns:
@@ -85,5 +93,6 @@ TRAIN = Stage(
     version=2,
     spans_nodes=True,
     nodes=_nodes,
+    follower=_follower,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")
