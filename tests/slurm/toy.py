@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from pipeline import config, log, runner
 from pipeline.config import MissingInput, Settings, UserError
 from pipeline.local import LocalExecutor, LocalSettings, die_with_parent
@@ -33,7 +35,7 @@ class NumbersSettings(Settings):
     """How many numbers, and which tasks show which fault, how often."""
 
     count: int = 3
-    faults: dict[int, str] = {}
+    faults: dict[int, str] = Field(default_factory=dict)
     times: int = 1
     seconds: float = 0.0
     """How long each task takes; it can be stopped at every tenth of a second."""
