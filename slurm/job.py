@@ -25,7 +25,7 @@ def start(program: str, arguments: Sequence[str]) -> None:
 
     submitit's handlers of signals are gone once `main` has installed a `StopFlag`.
     """
-    logging.getLogger("submitit").setLevel(logging.WARNING)
+    logging.getLogger("submitit").setLevel(logging.ERROR)
     if code := importlib.import_module(program).main(list(arguments)):
         sys.exit(code)  # SystemExit leaves no result behind, and nobody reads one
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,9 +43,14 @@ def options(
     fewest, most = stage.nodes(run, each)
     further = {**parameters["additional_parameters"], "nodes": f"{fewest}-{most}"}
     return {
-        "ntasks_per_node": each,
+        # Of processes sbatch hears nothing: it would hold the job to those that it first had room
+        # for, and to as many nodes.
+        "cpus_per_task": (resources.cpus or 1) * each,
         "additional_parameters": further,
-        "srun_args": [*parameters["srun_args"], "--kill-on-bad-exit=1"],
+        "srun_args": [
+            *parameters["srun_args"],
+            *(f"--ntasks-per-node={each}", "--kill-on-bad-exit=1"),
+        ],
         "teardown": [*_judge(run.stage_folder(stage.name), batch), *parameters["teardown"]],
     }
 
@@ -86,8 +92,9 @@ def work(run: Run, stage: Stage, batch: Batch, number: int, stop: StopFlag) -> i
     log.info("%s: job %s, attempt %d", stage.name, batch.place(number), entry.attempt)
     try:
         runner.work_on(run, stage, planned, entry.attempt, stop)
-    except Stopped as signal:
-        log.info("stopped by %s at a safe point", signal)
+    except Stopped as words:
+        name = signal.Signals(stop.signal).name if stop.signal else "another process"
+        log.info("stopped by %s at a safe point: %s", name, words)
         if rank == 0:
             report = batch.report(number)
             report.stopped += 1
