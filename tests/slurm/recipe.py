@@ -17,12 +17,13 @@ from pipeline.config import UserError
 from pipeline.local import LocalSettings
 from pipeline.stage import Run
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
-from slurm import batches, job
+from slurm import batches, following, job
 from slurm.driver import driving
 from slurm.executor import SlurmExecutor
 from slurm.settings import Resources, SlurmSettings
 from tests.train import recipe
 from tests.train.recipe import ROOT, SETTINGS, STAGE
+from train.settings import EvaluateSettings
 
 PROGRAM = "tests.slurm.recipe"
 
@@ -31,22 +32,31 @@ SETUP = ("export MASTER_ADDR=127.0.0.1 GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1",
 
 
 class Recipe(recipe.Recipe):
-    """With what jobs ask for."""
+    """With what jobs ask for, and what checkpoints are evaluated on."""
 
     slurm: SlurmSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
 
 
 def prepare(
-    folder: Path, packed: Path, per_node: int, *, minutes: int = 5, **train: object
+    folder: Path,
+    packed: Path,
+    per_node: int,
+    *,
+    minutes: int = 5,
+    evaluate: dict[str, str] | None = None,
+    **train: object,
 ) -> Path:
-    """Write the configuration of a run; keywords are fields of `train`."""
+    """Write the configuration of a run; keywords are fields of `train`, `evaluate` datasets."""
     slurm = SlurmSettings(
         default=Resources(processes_per_node=per_node, time_minutes=minutes, memory_gb=8),
         setup=SETUP,
         poll_seconds=1,
         signal_seconds=15,
+        evaluate_minutes=0,
     )
     values = {"packed": str(packed), "train": SETTINGS | train, "slurm": slurm.model_dump()}
+    values["evaluate"] = {"datasets": evaluate or {}, "threads": 1}
     folder.mkdir()
     (folder / "wanted.yaml").write_text(config.dump(Recipe.model_validate(values)))
     return folder
@@ -61,7 +71,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`train FOLDER`, or `chunk FOLDER BATCH NUMBER` as executors submit it; the exit code."""
+    """`train FOLDER`, or what SlurmExecutor submits; the exit code."""
     log.configure(stamped=True)
     command, folder, *rest = arguments
     stop = StopFlag().install()
@@ -69,6 +79,12 @@ def main(arguments: Sequence[str]) -> int:
         if command == "train":
             return _train(Path(folder), stop)
         settings = config.load(Recipe, Path(folder) / "config.yaml")
+        if command == "evaluate-checkpoints":
+            from train.evaluate.checkpoints import evaluate_new
+
+            following.go_on(Path(rest[1]), [command, folder], settings.slurm, PROGRAM)
+            evaluate_new(Run(Path(folder), settings), stop)
+            return 0
         return job.work(
             Run(Path(folder), settings),
             STAGE,

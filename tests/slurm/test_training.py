@@ -16,8 +16,9 @@ from slurm import batches, driver
 from tests.cluster.local_slurm import Cluster
 from tests.slurm.recipe import prepare, start
 from tests.train import recipe
-from tests.train.conftest import write_pack
+from tests.train.conftest import write_pack, write_paints
 from train.distributed import first_host
+from train.evaluate import by_step
 from train.watchdog import Beat, beat_path
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]  # each process loads torch anew
@@ -182,6 +183,38 @@ def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint(
     assert int(_job(cluster, run)["Restarts"]) >= 1
     assert _losses(run) == _losses(undisturbed)
     assert _weights(run) == _weights(undisturbed)
+
+
+def test_milestones_are_evaluated_by_other_jobs_while_training_goes_on(
+    cluster: Cluster, packed: Path, tmp_path: Path
+) -> None:
+    paints = {"paints": str(write_paints(tmp_path / "paints.parquet"))}
+    checkpoint = {"every_steps": 10, "keep": 1, "keep_every_steps": 50}
+    run = prepare(
+        *(tmp_path / "run", packed, 1),
+        nodes=2,
+        samples=8 * 100_000,
+        checkpoint=checkpoint,
+        evaluate=paints,  # type: ignore[arg-type]
+    )
+    path = run / "evaluate/by_step.jsonl"
+    with _training(run) as command:
+        [first, *_] = cluster.until(
+            lambda: [row["step"] for row in by_step.rows(path)], "the first points", timeout_s=300
+        )
+        cluster.until(
+            lambda: [s for row in by_step.rows(path) if (s := row["step"]) > first],
+            *("points of another job", 300),
+        )
+        beat = _await(cluster, run, 1, lambda beat: True)
+        assert _await(cluster, run, 1, lambda later: later.step > beat.step)
+        assert _job(cluster, run)["JobState"] == "RUNNING"
+        assert driver.cancel(run) >= 2  # with the one that follows
+        assert _finish(command)[0] == 75
+    assert not cluster.run("squeue", "--noheader")
+    steps = [row["step"] for row in by_step.rows(path)]
+    assert steps == sorted(set(steps))
+    assert not [step for step in steps if step % 50]
 
 
 def test_an_error_is_the_tasks_and_is_not_tried_again(

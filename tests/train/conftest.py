@@ -79,6 +79,15 @@ def write_pack(folder: Path, *sizes: int, damaged: Mapping[int, bytes] = {}) -> 
     return folder
 
 
+def write_paints(path: Path) -> Path:
+    """Twelve labelled pictures in three paints, to evaluate on."""
+    rows = [(picture(seed)[0], seed % len(PAINTS)) for seed in range(12)]
+    table = pa.table({"image": [image for image, _ in rows], "label": [n for _, n in rows]})
+    metadata = {"classes": json.dumps(sorted(PAINTS)), "templates": json.dumps(["a {} picture"])}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
 def _add(tar: tarfile.TarFile, shard: str, sample: int, damaged: bytes | None) -> dict[str, object]:
     image, text = picture(sample)
     image = image if damaged is None else damaged

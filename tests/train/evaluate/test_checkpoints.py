@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +15,7 @@ from pipeline.config import ConfigError, MissingInput
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
 from tests.train import ranks
-from tests.train.conftest import PAINTS, TINY_MODEL, Config, Pack, picture
+from tests.train.conftest import TINY_MODEL, Config, Pack, write_paints
 from train import loop
 from train.checkpoint_folder import listed
 from train.evaluate import by_step, zero_shot
@@ -27,20 +24,13 @@ from train.evaluate.stage import measure
 from train.model import load_model
 from train.settings import EvaluateSettings, TrainSettings
 
-NAMES = sorted(PAINTS)
 VIT = {**TINY_MODEL, "tower": "vit", "layers": [1], "width": 16, "head_width": 16}
 CHECKPOINT = {"every_steps": 4, "keep": 1, "keep_every_steps": 8}
 
 
 @pytest.fixture
 def paints(tmp_path: Path) -> str:
-    """A labelled dataset of twelve pictures in three paints."""
-    rows = [(picture(seed)[0], seed % 3) for seed in range(12)]
-    table = pa.table({"image": [image for image, _ in rows], "label": [n for _, n in rows]})
-    metadata = {"classes": json.dumps(NAMES), "templates": json.dumps(["a {} picture"])}
-    path = tmp_path / "paints.parquet"
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-    return str(path)
+    return str(write_paints(tmp_path / "paints.parquet"))
 
 
 def _to_evaluate(attempt: Attempt, paints: str) -> Run:
