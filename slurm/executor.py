@@ -87,6 +87,7 @@ class SlurmExecutor:
             program=self.driver.program,
             code=self.driver.code,
             queued=queued,
+            goes_on=not self.driver.waits,
         )
 
     def _adopt(self, batch: Batch) -> None:

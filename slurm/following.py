@@ -1,8 +1,8 @@
 """Evaluation follows training: short jobs, one after another, while a job that spans nodes lives.
 
 Each has resources of its own and never touches the trainer's nodes. It first submits the next one,
-which begins some minutes later and after it, then looks at what training has saved by now. Where
-jobs may submit none, the driver that waits sees to it that there is one.
+which begins some minutes later and after it, then looks at what training has saved by now. A driver
+that waits submits them instead, for clusters whose jobs may submit none.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def see_to_it(
     program: str,
     code: Path,
     queued: Mapping[str, Sequence[Queued]],
+    goes_on: bool,
 ) -> None:
     """Have a job run `command` in some minutes, unless one is `queued` that will.
 
-    That it cannot be submitted is a warning: training goes on.
+    `goes_on`: whether it submits the next one. That it cannot be submitted is a warning.
     """
     folder = batch.path.parent
-    if queued.get(name_of(folder) or "", ()):
+    if _next(folder) in queued:
         return
     name = f"{_NAME}.{secrets.token_hex(4)}"
     files.write_atomic(folder / "follower.json", json.dumps({"name": name}))
@@ -56,7 +57,7 @@ def see_to_it(
         options["dependency"] = f"afterany:{os.environ['SLURM_JOB_ID']}"
     try:
         job = submit(
-            [[*command, "--follows", str(batch.path)]],
+            [[*command, *(("--follows", str(batch.path)) if goes_on else ())]],
             settings=settings,
             resources=settings.resources(_NAME),
             program=program,
@@ -72,18 +73,14 @@ def see_to_it(
         return
     minutes = settings.evaluate_minutes
     log.info("job %s evaluates the checkpoints that are there in %d minutes", job, minutes)
-    for other in folder.glob(f"{_NAME}.*"):
-        if other.is_dir() and other.name not in (name, this):
-            shutil.rmtree(other, ignore_errors=True)
+    for other in names(folder):
+        if other not in (name, this) and other not in queued:
+            shutil.rmtree(folder / other, ignore_errors=True)
 
 
-def name_of(folder: Path) -> str | None:
-    """Name in the queue of the job that follows next; `folder` is RUN/slurm."""
-    try:
-        name: str = json.loads((folder / "follower.json").read_text())["name"]
-    except FileNotFoundError:
-        return None
-    return name
+def names(folder: Path) -> list[str]:
+    """What jobs that follow may be called in the queue; `folder` is RUN/slurm."""
+    return [path.name for path in folder.glob(f"{_NAME}.*") if path.is_dir()]
 
 
 def go_on(
@@ -95,5 +92,26 @@ def go_on(
     if batch.name not in queued:
         log.info("job %s has ended: these are its last checkpoints", batch.job)
         return
-    queued.pop(os.environ["SLURM_JOB_NAME"], None)  # this job
-    see_to_it(batch, command, settings=settings, program=program, code=Path.cwd(), queued=queued)
+    this = os.environ["SLURM_JOB_NAME"]
+    if _next(path.parent) != this:
+        log.info("another job follows as well, and goes on")
+        return
+    queued.pop(this, None)
+    see_to_it(
+        batch,
+        command,
+        settings=settings,
+        program=program,
+        code=Path.cwd(),
+        queued=queued,
+        goes_on=True,
+    )
+
+
+def _next(folder: Path) -> str:
+    """Name of the job that was submitted last."""
+    try:
+        name: str = json.loads((folder / "follower.json").read_text())["name"]
+    except FileNotFoundError:
+        return ""
+    return name

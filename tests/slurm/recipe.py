@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import config, log, runner
 from pipeline.config import UserError
 from pipeline.local import LocalSettings
-from pipeline.stage import Run
+from pipeline.stage import HandedOver, Run
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 from slurm import batches, following, job
 from slurm.driver import driving
@@ -62,9 +62,9 @@ def prepare(
     return folder
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    """The user's command, with its log as standard output."""
-    command = [sys.executable, "-m", PROGRAM, "train", str(folder)]
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The user's command, with its log as standard output; it waits, or is to `--hand-over`."""
+    command = [sys.executable, "-m", PROGRAM, "train", str(folder), *options]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -77,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     stop = StopFlag().install()
     try:
         if command == "train":
-            return _train(Path(folder), stop)
+            continues = rest[-1] if "--continues" in rest else None
+            return _train(Path(folder), stop, waits=not rest, continues=continues)
         settings = config.load(Recipe, Path(folder) / "config.yaml")
         if command == "evaluate-checkpoints":
             from train.evaluate.checkpoints import evaluate_new
@@ -95,6 +96,9 @@ def main(arguments: Sequence[str]) -> int:
             stop=stop,
             command=(),
         )
+    except HandedOver as words:
+        logging.info("%s", words)
+        return 0
     except UserError as error:
         logging.error("%s", error)
         return error.exit_code
@@ -103,12 +107,12 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_STOPPED
 
 
-def _train(folder: Path, stop: StopFlag) -> int:
+def _train(folder: Path, stop: StopFlag, *, waits: bool, continues: str | None) -> int:
     settings = config.load(Recipe, folder / "wanted.yaml")
     run = Run(folder, settings)
     command = ("train", str(folder))
     with driving(
-        folder, settings.slurm, command=command, waits=True, continues=None, program=PROGRAM
+        folder, settings.slurm, command=command, waits=waits, continues=continues, program=PROGRAM
     ) as driver:
         runner.advance(run, [STAGE], SlurmExecutor(driver, stop), stop, runner.Unwatched())
     return 0
