@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from pipeline import files, runner
 from pipeline.config import UserError
 from pipeline.local import NEVER_RETRIED
+from pipeline.lock import RunInUse
 from pipeline.manifest import find
 from pipeline.stage import Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
@@ -58,14 +59,17 @@ def options(
 def _judge(stage_folder: Path, batch: Batch) -> list[str]:
     """Shell lines after the step: what its exit code should have been."""
     stopped, began = (f'"$said".{word}' for word in ("stopped", "began"))
-    final = "|".join(str(code) for code in (0, EXIT_STOPPED, *NEVER_RETRIED))
+    # A node that was lost may not know it: its trainer lives until it has ended or been told.
+    occupied = RunInUse.exit_code
+    final = "|".join(str(c) for c in (0, EXIT_STOPPED, *NEVER_RETRIED) if c != occupied)
+    checkpoints = shlex.quote(str(stage_folder / "checkpoints"))
     return [
         "code=$?",
         f'said={shlex.quote(str(batch.folder))}/"${{SLURM_ARRAY_TASK_ID:-0}}"',
         f"if [ -e {stopped} ]; then code={EXIT_STOPPED}; fi",
-        f"saved=$(ls {shlex.quote(str(stage_folder / 'checkpoints'))} | grep '^step-' | tail -n 1)",
-        f'case "$code" in {final}) ;; *)',
-        f'  if [ "$saved" != "$(cat {began})" ]; then code={EXIT_STOPPED}; fi ;;',
+        f"saved=$(ls {checkpoints} 2>/dev/null | grep '^step-' | tail -n 1)",
+        f'case "$code" in {final}) ;; {occupied}) code={EXIT_STOPPED} ;; *)',
+        f'  if [ "$saved" != "$(cat {began} 2>/dev/null)" ]; then code={EXIT_STOPPED}; fi ;;',
         "esac",
         '(exit "$code")',
     ]

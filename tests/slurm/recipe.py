@@ -83,7 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         if command == "evaluate-checkpoints":
             from train.evaluate.checkpoints import evaluate_new
 
-            following.go_on(Path(rest[1]), [command, folder], settings.slurm, PROGRAM)
+            if rest:
+                following.go_on(Path(rest[1]), [command, folder], settings.slurm, PROGRAM)
             evaluate_new(Run(Path(folder), settings), stop)
             return 0
         return job.work(
