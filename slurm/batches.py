@@ -1,8 +1,9 @@
 """The record of what was submitted: RUN/slurm/<stage>-<number>.json, one an array.
 
 It is written before sbatch is called and completed with the job's number afterwards. If the driver
-dies between the two, the queue tells by the array's name whether there is one. Beside it, a folder
-of that name holds the output of its jobs and their reports, until all has ended well.
+dies between the two, the queue tells by the array's name whether there is one, to be cancelled.
+Beside it, a folder of that name holds the output of its jobs and their reports, until all has ended
+well.
 """
 
 from __future__ import annotations
@@ -152,12 +153,10 @@ def settle(run_folder: Path, queued: Mapping[str, Sequence[Queued]]) -> Iterator
     for batch in everything(run_folder / "slurm"):
         if not batch.has_ended:
             jobs = queued.get(batch.name, ())
-            if batch.job is None:
-                if not jobs:  # the driver died before sbatch had it
-                    _remove(batch)
-                    continue
-                batch.job = jobs[0].job
-                batch.write()
+            if batch.job is None:  # the driver died: sbatch may have it, its jobs have no work
+                queue.cancel(sorted({job.job for job in jobs}))
+                _remove(batch)
+                continue
             if not jobs:
                 _end(batch, run_folder / batch.stage)
         yield batch

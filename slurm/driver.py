@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -28,6 +27,7 @@ from slurm.submission import submit
 
 log = logging.getLogger(__name__)
 
+_CONTINUATION = "continuation.json"
 _BEAT_S = 1.0
 _LOCK_PATIENCE_S = 3600.0
 """How long a continuation waits for another driver to let go."""
@@ -59,7 +59,7 @@ class Driver:
 
         `queued` is the queue as it was before any of `jobs` was submitted.
         """
-        path = self.folder / "slurm" / "continuation.json"
+        path = self.folder / "slurm" / _CONTINUATION
         before = _read(path)
         waiting = _waiting(before, queued)
         if waiting and set(jobs) <= set(before["after"]) and before["command"] == [*self.command]:
@@ -88,10 +88,17 @@ class Driver:
         files.write_atomic(path, json.dumps({**record, "job": job}))
         if waiting:
             queue.cancel([waiting])
-        for folder in slurm.glob(f"{DRIVER}.*"):  # of those that have done their part
-            if folder.is_dir() and folder.name not in (name, os.environ.get("SLURM_JOB_NAME")):
-                shutil.rmtree(folder, ignore_errors=True)
+        _clean(slurm, keep=name)
         return job
+
+    def finish(self) -> None:
+        """Put away what is of no use once all is done."""
+        slurm = self.folder / "slurm"
+        if not all(batch.has_ended for batch in batches.everything(slurm)):
+            for _ in batches.settle(self.folder, queue.read()):
+                pass
+        (slurm / _CONTINUATION).unlink(missing_ok=True)
+        _clean(slurm)
 
 
 @contextmanager
@@ -115,7 +122,9 @@ def driving(
     try:
         drive = continues or secrets.token_hex(4)
         code = snapshot.take(folder)
-        yield Driver(folder, settings, program, tuple(command), drive, waits, code)
+        driver = Driver(folder, settings, program, tuple(command), drive, waits, code)
+        yield driver
+        driver.finish()
     finally:
         lock.release()
 
@@ -157,7 +166,14 @@ def _acquire(path: Path, patience_s: float) -> RunLock:
 
 def continuation(slurm: Path) -> str | None:
     """Name in the queue of the job that goes on with a run, whose `RUN/slurm` this is."""
-    return _read(slurm / "continuation.json").get("name")
+    return _read(slurm / _CONTINUATION).get("name")
+
+
+def _clean(slurm: Path, keep: str = "") -> None:
+    """Remove submitit's files of continuations that have begun, this one's too."""
+    for folder in slurm.glob(f"{DRIVER}.*"):
+        if folder.is_dir() and folder.name != keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _waiting(record: Mapping[str, Any], queued: Mapping[str, Sequence[Queued]]) -> str | None:

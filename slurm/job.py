@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from pipeline.local import LocalExecutor, LocalSettings
 from pipeline.manifest import find
@@ -20,14 +21,14 @@ _OWN_SHARE = 0.95
 """Of a job's memory, what its tasks may hold: this process needs a little itself."""
 
 
-def start(program: str, arguments: Sequence[str]) -> None:
+def start(program: str, arguments: Sequence[str]) -> NoReturn:
     """What every job begins with: `main(arguments)` of the module `program`, and its exit code.
 
     submitit's handlers of signals are gone once `main` has installed a `StopFlag`.
     """
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    if code := importlib.import_module(program).main(list(arguments)):
-        sys.exit(code)  # SystemExit leaves no result behind, and nobody reads one
+    # SystemExit, also of 0: submitit then writes no result, which nobody would read.
+    sys.exit(importlib.import_module(program).main(list(arguments)))
 
 
 def work(

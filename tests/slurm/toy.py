@@ -37,10 +37,10 @@ class NumbersSettings(Settings):
     count: int = 3
     faults: dict[int, str] = Field(default_factory=dict)
     times: int = 1
-    seconds: float = 0.0
-    """How long each task takes; it can be stopped at every tenth of a second."""
+    slow: tuple[int, ...] = ()
+    """Tasks that last, but can be stopped, until there is a file RUN/hurry."""
 
-    operational = frozenset({"faults", "times", "seconds"})
+    operational = frozenset({"faults", "times", "slow"})
 
 
 class Toy(Settings):
@@ -64,8 +64,7 @@ def _make_number(attempt: Attempt) -> Stats:
     tries = len((attempt.run.folder / f"tally-{index}").read_text())
     if tries <= settings.times:
         _misbehave(settings.faults.get(index, ""))
-    until = time.monotonic() + settings.seconds
-    while time.monotonic() < until:
+    while index in settings.slow and not (attempt.run.folder / "hurry").exists():
         attempt.stop.check()
         time.sleep(0.1)
     (attempt.folder / f"n-{index:05d}.json").write_text(json.dumps(attempt.task.params["n"]))
