@@ -231,6 +231,26 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_checkpoints(options: argparse.Namespace) -> int:
+    """Measure the checkpoints of a training, finished or not, that were not measured before."""
+    from pipeline import recipe
+    from train import page
+    from train.evaluate.checkpoints import evaluate_new
+
+    stop = StopFlag().install()
+    status.read(options.run)  # says so if there is no run
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    run = Run(options.run.absolute(), config)
+    if options.follows:
+        from slurm import following
+
+        following.go_on(options.follows, [options.command, str(run.folder)], config.slurm)
+    count = evaluate_new(run, stop)
+    page.write(run.stage_folder("train"))
+    logging.info("%d checkpoints evaluated: %s", count, run.folder / "evaluate" / "by_step.jsonl")
+    return 0
+
+
 def _config(options: argparse.Namespace) -> int:
     """Print the resolved configuration, every key explained."""
     from pipeline import recipe
@@ -378,6 +398,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN")
     command.add_argument("--format", choices=["open_clip", "huggingface"], default="open_clip")
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    text = "measure the checkpoints that are new, while training goes on or after it"
+    command = commands.add_parser("evaluate-checkpoints", help=text, description=text)
+    command.set_defaults(call=_evaluate_checkpoints)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("--follows", type=Path, help=argparse.SUPPRESS)
     task = commands.add_parser("task", description="one attempt at one task, for executors")
     task.set_defaults(call=_task)
     for name, kind in (("run", Path), ("stage", str), ("index", int), ("fingerprint", str)):

@@ -24,7 +24,7 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.manifest import find
 from pipeline.stage import Ended, Outcome, Planned, Run, Stage
-from pipeline.stop import EXIT_STOPPED, StopFlag
+from pipeline.stop import EXIT_STOPPED, StopFlag, shielded
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ class LocalExecutor:
         path = run.stage_folder(task.stage) / "logs" / f"{task.index:05d}.log"
         command = [*self.command, str(run.folder), task.stage, str(task.index)]
         command += [planned.fingerprint, str(attempt)]
-        with path.open("ab") as stream:
+        # A signal that comes before the task's own flag is installed waits for it.
+        with path.open("ab") as stream, shielded():
             process = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parent.parent,

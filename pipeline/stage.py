@@ -204,7 +204,8 @@ class Attempt:
         beat = {"done": done, "total": total, "unit": unit, "note": note, "time": time.time()}
         beat |= {"from_done": self._from[1], "from_time": self._from[2]}
         beat |= {"pid": os.getpid(), "host": socket.gethostname()}
-        temporary = self.live.with_name(f".{self.live.name}.tmp")
+        # Processes that do the task together may write at the same time.
+        temporary = self.live.with_name(f".{self.live.name}.{files.attempt_name()}")
         temporary.write_text(json.dumps(beat))
         temporary.replace(self.live)
 
@@ -216,6 +217,16 @@ Service = Callable[[Run], AbstractContextManager[Mapping[str, str]]]
 def no_service(run: Run) -> AbstractContextManager[Mapping[str, str]]:
     """The service of a stage that needs none."""
     return nullcontext({})
+
+
+def one_node(run: Run, processes_per_node: int) -> tuple[int, int]:
+    """The nodes of a stage that spans no more."""
+    return 1, 1
+
+
+def no_follower(run: Run) -> tuple[str, ...]:
+    """The follower of a stage that nobody looks at before its end."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,12 @@ class Stage:
     spans_nodes: bool = False
     """Its task is done by processes that are started together, one a GPU, on one node or several;
     it may take weeks and watches itself, so executors hold it to no limit of time or memory."""
+    nodes: Callable[[Run, int], tuple[int, int]] = one_node
+    """Of a stage that spans nodes: on how few and on how many, with so many processes on each.
+    Raises `ConfigError` if it could not do with some number of nodes between them."""
+    follower: Callable[[Run], tuple[str, ...]] = no_follower
+    """Of a stage that spans nodes: a command that looks, now and then while its task goes on, at
+    what it has saved so far; empty if there is nothing to look at."""
 
     def planned(self, run: Run, phase: int, first: int) -> list[Planned]:
         """The tasks of a phase (0 is `plan`) with their fingerprints; they count from `first`."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 EXIT_STOPPED = 75
 """Saved, run me again (EX_TEMPFAIL of sysexits.h)."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+DUMP = signal.SIGUSR1
+"""Has training write down where it is."""
 
 
 class Stopped(Exception):
@@ -30,6 +34,7 @@ class StopFlag:
         """Take over the three signals. A second SIGINT ends the process at once."""
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # where this one was started shielded
         return self
 
     def __bool__(self) -> bool:
@@ -54,3 +59,19 @@ class StopFlag:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         self.signal = number
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """What is started in here, processes and threads, has the signals blocked, for good.
+
+    SLURM signals every process of a job's step, a terminal every process of its group. Those
+    started in here do not die of that: who started them ends them, by word or by SIGKILL. Masks
+    survive exec, handlers do not. A process that installs a `StopFlag` receives signals again, also
+    those that came before.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, DUMP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

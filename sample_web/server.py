@@ -242,10 +242,10 @@ def _head(answer: Answer, length: str, last: bool) -> bytes:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the process that started this one ends, however it ends."""
+    """Ask Linux for SIGKILL when the process that started this one ends, however it ends."""
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         sys.exit(1)
 

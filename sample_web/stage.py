@@ -20,6 +20,7 @@ from pydantic import Field
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stop import shielded
 
 
 class SampleWebSettings(Settings):
@@ -252,19 +253,15 @@ def serve(run: Run) -> Iterator[Mapping[str, str]]:
     command = [sys.executable, "-m", "sample_web.server", str(folder / "out" / "site.sqlite")]
     command += ["--port-file", str(port_file), "--canary", str(logs / "canary.txt")]
     command.append("--with-parent")
-    with (logs / "server.log").open("a") as log:
+    with (logs / "server.log").open("a") as log, shielded():
         server = subprocess.Popen(
             command, cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         yield {"OPENWIT_CONNECT_TO": f".example=127.0.0.1:{_port(server, port_file, logs)}"}
     finally:
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.kill()  # it only reads; signals to stop are kept from it
+        server.wait()
         port_file.unlink(missing_ok=True)
 
 

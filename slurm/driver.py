@@ -20,7 +20,7 @@ from typing import Any
 from pipeline import files
 from pipeline.lock import RunInUse, RunLock
 from pipeline.stage import HandedOver
-from slurm import batches, queue, snapshot
+from slurm import batches, following, queue, snapshot
 from slurm.queue import Queued
 from slurm.settings import DRIVER, SlurmSettings
 from slurm.submission import submit
@@ -140,7 +140,7 @@ def cancel(folder: Path, patience_s: float = 60.0) -> int:
     while True:
         names = {batch.name for batch in batches.everything(slurm) if not batch.has_ended}
         queued = queue.read()
-        drivers = [name for name in [continuation(slurm)] if name]
+        drivers = [name for name in [continuation(slurm), *following.names(slurm)] if name]
         jobs = [job for name in (*drivers, *sorted(names)) for job in queued.get(name, ())]
         asked = [job for job in jobs if job.state != "COMPLETING"]
         if not jobs or time.monotonic() > until:

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
 from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
-from slurm import batches, queue
+from slurm import batches, following, queue, training
 from slurm.batches import Batch, Entry, Failure
 from slurm.driver import Driver
-from slurm.submission import submit
+from slurm.queue import Queued
+from slurm.submission import parameters_of, submit
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class SlurmExecutor:
     def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         """See `pipeline.stage.Executor.submit`."""
         left = list(tasks)
+        resources = self.settings.resources(stage.name)
+        stage.nodes(run, training.processes_per_node(resources))  # raises if they will not do
         while True:
             queued = queue.read()  # before the disk is looked at: who has left it has published
             settled = list(batches.settle(run.folder, queued))
@@ -67,10 +70,25 @@ class SlurmExecutor:
                 live += self._submit(run, stage, ready, history, elements)
             if not live:
                 return
+            if command := stage.follower(run):
+                self._have_followed(live[-1], command, queued)
             if not self.driver.waits:
                 job = self.driver.go_on_after([b.job for b in live if b.job], queued)
                 raise HandedOver(_words(run, stage, live, job))
             yield from self._pause()
+
+    def _have_followed(
+        self, batch: Batch, command: Sequence[str], queued: Mapping[str, Sequence[Queued]]
+    ) -> None:
+        following.see_to_it(
+            batch,
+            command,
+            settings=self.settings,
+            program=self.driver.program,
+            code=self.driver.code,
+            queued=queued,
+            goes_on=not self.driver.waits,
+        )
 
     def _adopt(self, batch: Batch) -> None:
         """Count what becomes of an earlier command's jobs among this one's."""
@@ -95,15 +113,20 @@ class SlurmExecutor:
             folder = run.folder / "slurm"
             batch = batches.intend(folder, stage.name, self.driver.drive, part)
             arguments = ["chunk", str(run.folder), str(batch.path)]
+            resources, options = self.settings.resources(stage.name), {}
+            if stage.spans_nodes:
+                parameters = parameters_of(self.settings, resources)
+                options = training.options(parameters, resources, run, stage, batch)
             try:
                 batch.job = submit(
                     [[*arguments, str(number)] for number in range(len(part))],
                     settings=self.settings,
-                    resources=self.settings.resources(stage.name),
+                    resources=resources,
                     program=self.driver.program,
                     name=batch.name,
                     folder=batch.folder,
                     code=self.driver.code,
+                    **options,
                 )
             finally:
                 if batch.job is None:  # unless it is there nevertheless, which the queue will tell

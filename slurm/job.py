@@ -13,6 +13,7 @@ from pipeline.local import LocalExecutor, LocalSettings
 from pipeline.manifest import find
 from pipeline.stage import Ended, Outcome, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag
+from slurm import training
 from slurm.batches import Batch, Failure
 from slurm.settings import SlurmSettings
 
@@ -25,7 +26,7 @@ def start(program: str, arguments: Sequence[str]) -> NoReturn:
 
     submitit's handlers of signals are gone once `main` has installed a `StopFlag`.
     """
-    logging.getLogger("submitit").setLevel(logging.WARNING)
+    logging.getLogger("submitit").setLevel(logging.ERROR)
     # SystemExit, also of 0: submitit then writes no result, which nobody would read.
     sys.exit(importlib.import_module(program).main(list(arguments)))
 
@@ -46,6 +47,8 @@ def work(
     Returns 75 if it was stopped before all had ended, else 0, also if some failed: those are in the
     chunk's report, with their reasons. Tasks that failed before this job was requeued stay failed.
     """
+    if stage.spans_nodes:
+        return training.work(run, stage, batch, number, stop)
     chunk = batch.chunks[number]
     report = batch.report(number)
     planned = {p.fingerprint: p for p in run.plan(stage.name)}

@@ -69,6 +69,9 @@ class SlurmSettings(Settings):
     """Shell lines that a job runs first, such as `module load cuda`."""
     signal_seconds: int = Field(default=120, gt=0)
     """How long before its time limit a job is told to stop at a safe point, seconds."""
+    evaluate_minutes: int = Field(default=30, ge=0)
+    """How long after one look at the checkpoints of a training that goes on the next one begins,
+    minutes. Its jobs ask for what `stages` says of `evaluate`."""
     poll_seconds: float = Field(default=60, gt=0)
     """With WAIT=1, how long between two looks at the queue, seconds."""
 
@@ -84,6 +87,7 @@ class SlurmSettings(Settings):
             "max_requeues",
             "setup",
             "signal_seconds",
+            "evaluate_minutes",
             "poll_seconds",
         }
     )

@@ -41,7 +41,7 @@ def submit(
     import submitit
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    parameters = {**_parameters(settings, resources), "job_name": name, **options}
+    parameters = {**parameters_of(settings, resources), "job_name": name, **options}
     parameters["setup"] = [*settings.setup, f"cd {shlex.quote(str(code))}"]
     parameters["array_parallelism"] = len(calls)
     try:
@@ -76,8 +76,8 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(inner)
 
 
-def _parameters(settings: SlurmSettings, resources: Resources) -> dict[str, Any]:
-    """What submitit calls the options of sbatch."""
+def parameters_of(settings: SlurmSettings, resources: Resources) -> dict[str, Any]:
+    """What a job asks for, in submitit's words for the options of sbatch."""
     signal_s = settings.signal_seconds
     if resources.time_minutes:  # else a short job would be told to stop as it begins
         signal_s = min(signal_s, resources.time_minutes * 60 // 4)

@@ -96,7 +96,7 @@ class CheckpointFolder:
 
     def prune(self, step: int) -> None:
         """Delete what has had its day of the checkpoints up to a step's, which is sound."""
-        older = [(path, other) for path, other in self._newest_first() if other <= step]
+        older = [(path, other) for path, other in listed(self.path) if other <= step]
         for path, other in older[self._keep :]:
             if self._milestones != "never" and other % self._milestones == 0:
                 continue
@@ -120,11 +120,11 @@ class CheckpointFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         found: list[tuple[Path, Checkpoint | str]] = []
         aside: Path | None = None
-        listed = self._newest_first()
+        candidates = listed(self.path)
         if before is not None:
-            listed.sort(key=lambda pair: (pair[1] > before, abs(pair[1] - before)))
-        for path, step in listed:
-            said = _read(path, step)
+            candidates.sort(key=lambda pair: (pair[1] > before, abs(pair[1] - before)))
+        for path, step in candidates:
+            said = read(path, step)
             if isinstance(said, str) or said.digest == digest:
                 found.append((path, said))
                 continue
@@ -139,7 +139,7 @@ class CheckpointFolder:
 
     def give_up_after(self, step: int) -> None:
         """Delete the checkpoints of later steps: training went back to before them."""
-        for path, other in self._newest_first():
+        for path, other in listed(self.path):
             if other > step:
                 self._delete(path)
 
@@ -164,19 +164,32 @@ class CheckpointFolder:
                     )
                 time.sleep(0.1)
 
-    def _newest_first(self) -> list[tuple[Path, int]]:
-        steps = [
-            (path, int(number))
-            for path in self.path.glob("step-*")
-            if (number := path.name.removeprefix("step-")).isdecimal()
-        ]
-        return sorted(steps, key=lambda pair: pair[1], reverse=True)
-
     def _delete(self, path: Path) -> None:
         # Renamed first: a checkpoint that is half deleted must not pass for a damaged one.
         doomed = path.with_name(f".{path.name}.{files.attempt_name()}")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def listed(folder: Path) -> list[tuple[Path, int]]:
+    """The checkpoints in a folder with their steps, newest first; nothing is read."""
+    steps = [
+        (path, int(number))
+        for path in folder.glob("step-*")
+        if (number := path.name.removeprefix("step-")).isdecimal()
+    ]
+    return sorted(steps, key=lambda pair: pair[1], reverse=True)
+
+
+def read(path: Path, step: int) -> Checkpoint | str:
+    """What the checkpoint of a step says of itself, or why that is not known."""
+    try:
+        said = Checkpoint.from_json((path / MARKER).read_text())
+    except OSError as error:
+        return f"{MARKER} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
+    return said if said.progress.step == step else "its folder was renamed"
 
 
 def temporary_name(step: int, token: str) -> str:
@@ -201,16 +214,6 @@ def _dump(content: Mapping[str, Any]) -> str:
 
 def _name(step: int) -> str:
     return f"step-{step:010d}"
-
-
-def _read(path: Path, step: int) -> Checkpoint | str:
-    try:
-        read = Checkpoint.from_json((path / MARKER).read_text())
-    except OSError as error:
-        return f"{MARKER} cannot be read ({error.strerror})"
-    except ValueError as error:
-        return str(error)
-    return read if read.progress.step == step else "its folder was renamed"
 
 
 def _move(path: Path, into: Path) -> None:

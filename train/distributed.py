@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import regex
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.config import ConfigError
 from pipeline.stop import Stopped
 from train.launch import Place, place
 
@@ -120,15 +122,44 @@ def connected(environ: Mapping[str, str] | None = None) -> Iterator[Process]:
 
 
 def _rendezvous(environ: Mapping[str, str]) -> str:
-    if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
+    """Where the processes meet: where torchrun says, else on the first node of the SLURM step."""
+    host, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
+    if host and port:
         return "env://"  # torchrun listens on that port itself
-    host = _first_host(environ.get("SLURM_STEP_NODELIST", ""))
-    port = 20_000 + int(environ.get("SLURM_JOB_ID", 0)) % 20_000
-    return f"tcp://{host}:{port}"
+    if not host:
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+        if not nodes:
+            raise ConfigError(
+                "several processes were started to train together, but nothing says where they "
+                "meet: start them with torchrun or srun, or set MASTER_ADDR and MASTER_PORT"
+            )
+        host = first_host(nodes)
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise ConfigError(
+                f"{host}, the first node of {nodes}, has no address on {socket.gethostname()} "
+                f"({error.strerror}); set MASTER_ADDR to one, in slurm.setup for one"
+            ) from None
+    return f"tcp://{host}:{port or _port(environ)}"
 
 
-def _first_host(nodes: str) -> str:
-    """The first host of SLURM's notation: `gpu[003-007,9],cpu1` begins with gpu003."""
-    if (match := regex.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)) is None:
-        return "127.0.0.1"
-    return f"{match[1]}{match[2] or ''}"
+def _port(environ: Mapping[str, str]) -> int:
+    """Of 10000 to 29999, which lie below the ports that Linux gives to connections (32768 on).
+
+    Every attempt at a job has another one, so that what is left of the last one is not met.
+    """
+    job, step, restarts = (
+        int(environ.get(name, 0))
+        for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    )
+    return 10_000 + (job + 1_009 * step + 7_919 * restarts) % 20_000
+
+
+def first_host(nodes: str) -> str:
+    """The first host of SLURM's notation: `rack[01-03,7]gpu[4-5],cpu` begins with rack01gpu4."""
+    first = re.match(r"(?:[^][,]|\[[^][]+])+(?=,|$)", nodes)
+    host = re.sub(r"\[(\w+)[^]]*]", r"\1", first[0]) if first else ""
+    if not re.fullmatch(r"[\w.-]+", host):
+        raise ConfigError(f"SLURM's list of nodes, {nodes!r}, cannot be read; set MASTER_ADDR")
+    return host

@@ -25,7 +25,7 @@ from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.lock import RunInUse, RunLock, refuse_others
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
-from pipeline.stop import EXIT_STOPPED, Stopped
+from pipeline.stop import DUMP, EXIT_STOPPED, Stopped, shielded
 from train.guard import TrainingDiverged
 from train.settings import TrainSettings
 from train.watchdog import Beat, Hung, Watch, beat_path
@@ -123,7 +123,8 @@ def visible_gpus() -> int:
         return 0
     code = "import torch; print(torch.cuda.device_count())"
     command = [sys.executable, "-c", code]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    with shielded():
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def free_port() -> int:
@@ -209,7 +210,7 @@ class _Ranks:
             "OPENWIT_PARENT": str(os.getpid()),
         }
         environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks for the host's address
-        with path.open("ab") as stream:
+        with path.open("ab") as stream, shielded():
             # In this process's group and session: its limits and its end are theirs.
             process = subprocess.Popen(
                 [sys.executable, "-m", "train.rank"],
@@ -257,7 +258,7 @@ class _Ranks:
     def _dump_stacks(self) -> None:
         for rank in self._ranks:
             if rank.process.poll() is None and Beat.read(rank.beat).pid:
-                rank.process.send_signal(signal.SIGUSR1)
+                rank.process.send_signal(DUMP)
         time.sleep(_STACKS_S)
 
     def _end_all(self) -> None:

@@ -42,6 +42,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.visual, self.text = towers.build(model)
         self.context_length = towers.context_length(model)
+        self.image_size = towers.image_size(model)
         towers.set_residual_gain(self.visual, residual_gain)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         bias = model.get("init_logit_bias")

@@ -18,6 +18,7 @@ import yaml
 from markupsafe import Markup
 
 from pipeline import charts, files, pages
+from train.evaluate import by_step
 from train.metrics import read
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,9 @@ def write(folder: Path) -> Path | None:
         if not rows:
             return None
         incidents = _incidents(rows, folder / "incidents.jsonl")
-        text = page(folder.resolve().parent.name, rows, incidents, _training(folder))
+        run = folder.resolve().parent
+        accuracy = by_step.curves(run / "evaluate" / by_step.BY_STEP)
+        text = page(run.name, rows, incidents, _training(folder), accuracy)
         files.write_atomic(path, text)
     except Exception:
         log.warning("%s could not be written; training is not affected", path, exc_info=True)
@@ -128,8 +131,10 @@ def page(
     rows: Sequence[Mapping[str, Any]],
     incidents: Sequence[tuple[int, str]],
     training: Mapping[str, Any],
+    accuracy: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> str:
-    """HTML of a record's rows, at least one; `incidents` are (step, what happened)."""
+    """HTML of a record's rows, at least one; `incidents` are (step, what happened), `accuracy`
+    what checkpoints were worth: dataset -> (step, share)."""
     settings = training.get("settings", {})
     seen, batch = training.get("seen"), settings.get("batch")
     last = {**dict.fromkeys(_SHOWN_ABOVE), **rows[-1]}  # an earlier version recorded fewer
@@ -140,6 +145,7 @@ def page(
         unknown += [chart.title for chart in charted if chart not in known]
         width = 250 if len(known) == 3 else 380
         sections[section] = [_chart(chart, rows, incidents, width) for chart in known]
+    sections["accuracy"] = _accuracy_charts(accuracy or {}, incidents)
     template = pages.environment(Path(__file__).parent).get_template("page.html.j2")
     return template.render(
         name=name,
@@ -188,6 +194,27 @@ def _chart(
         height=int(width * 0.62),
     )
     return {"title": chart.title, "svg": svg, "legend": [name for name in chart.names if name]}
+
+
+def _accuracy_charts(
+    curves: Mapping[str, Sequence[tuple[int, float]]], incidents: Sequence[tuple[int, str]]
+) -> list[dict[str, Any]]:
+    """A chart for each dataset."""
+    width = 250 if len(curves) == 3 else 380
+    made = []
+    for name, points in curves.items():
+        svg = charts.lines(
+            [charts.Series("", charts.thin(points))],
+            title=f"Zero-shot accuracy on {name} over training steps",
+            x_label="step",
+            y_label="share",
+            y_range=(0.0, 1.0),
+            events=[step for step, _ in incidents],
+            width=width,
+            height=int(width * 0.62),
+        )
+        made.append({"title": f"Zero-shot accuracy on {name}", "svg": svg, "legend": []})
+    return made
 
 
 def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[float, float]]:

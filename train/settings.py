@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings, fault
 from train import presets
@@ -166,7 +166,7 @@ class TrainSettings(OptimSettings):
     # A preset's values stand in the other fields, and `init_from` is an input of the task.
     operational: ClassVar[frozenset[str]] = frozenset(
         {"preset", "init_from", "threads", "log_every_steps", "trackers"}
-        | {"parallel", "compile", "checkpoint_activations", "processes"}
+        | {"parallel", "compile", "checkpoint_activations", "processes", "nodes"}
         | {"max_rewinds", "check_replicas_every", "hang_timeout_s"}
     )
 
@@ -228,6 +228,10 @@ class TrainSettings(OptimSettings):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that train together on this machine. `auto`: one a GPU, one where there is none.
     Another number rounds differently; under torchrun or srun theirs counts."""
+    nodes: Annotated[int, Field(ge=1)] | tuple[int, int] = 1
+    """On SLURM, how many nodes train together, or the fewest and the most, as [2, 8]: training
+    begins on as many as are free and goes on, after a stop, on another number. With one process a
+    GPU, each such number of processes divides `data.lanes`."""
     hang_timeout_s: float = Field(default=600, ge=1)
     """When no process has moved for so long, all are ended, and another attempt goes on from the
     last checkpoint. The first step, checkpoints and loading may take six times as long."""
@@ -239,6 +243,18 @@ class TrainSettings(OptimSettings):
     threads: int | Literal["all"] = "all"
     """Threads that compute, in one process without a GPU; another number rounds differently. `all`:
     the processors, shared among the processes of this machine."""
+
+    @field_validator("nodes")
+    @classmethod
+    def _fewest_come_first(cls, nodes: int | tuple[int, int]) -> int | tuple[int, int]:
+        if not isinstance(nodes, int) and not 1 <= nodes[0] <= nodes[1]:
+            raise ValueError("a number of nodes, or [fewest, most]")
+        return nodes
+
+    @property
+    def fewest_and_most_nodes(self) -> tuple[int, int]:
+        """As `nodes` says."""
+        return (self.nodes, self.nodes) if isinstance(self.nodes, int) else self.nodes
 
     @model_validator(mode="before")
     @classmethod

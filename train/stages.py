@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pipeline.config import ConfigError
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
-from train.settings import TrainSettings
+from train.settings import EvaluateSettings, TrainSettings
 
 
 def _plan_train(run: Run) -> list[Task]:
@@ -52,6 +52,29 @@ def _checked(run: Run) -> Iterator[Mapping[str, str]]:
     yield {}
 
 
+def _nodes(run: Run, processes_per_node: int) -> tuple[int, int]:
+    """The fewest and the most nodes to train on, as `Stage.nodes`."""
+    settings: TrainSettings = run.settings("train")
+    lanes, each = settings.data.lanes, processes_per_node
+    fewest, most = settings.fewest_and_most_nodes
+    if wrong := [n for n in range(fewest, most + 1) if lanes % (n * each)]:
+        fit = [str(n) for n in range(1, lanes + 1) if not lanes % (n * each)]
+        raise ConfigError(
+            f"train.nodes: {wrong[0]} nodes of {each} processes are {wrong[0] * each} processes,"
+            f" which do not divide train.data.lanes ({lanes}); "
+            + (f"{', '.join(fit)} nodes would do" if fit else f"make those a multiple of {each}")
+        )
+    return fewest, most
+
+
+def _follower(run: Run) -> tuple[str, ...]:
+    """Evaluation of the milestones, as `Stage.follower`."""
+    evaluation: EvaluateSettings | None = getattr(run.config, "evaluate", None)
+    if run.settings("train").checkpoint.keep_every_steps == "never":
+        return ()
+    return ("evaluate-checkpoints", str(run.folder)) if evaluation and evaluation.datasets else ()
+
+
 def _plan_evaluate(run: Run) -> list[Task]:
     patterns = run.settings("evaluate").datasets
     if not patterns:
@@ -79,5 +102,7 @@ TRAIN = Stage(
     version=2,
     service=_checked,
     spans_nodes=True,
+    nodes=_nodes,
+    follower=_follower,
 )
 EVALUATE = Stage("evaluate", ("train",), _plan_evaluate, _evaluate, unit="images")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict as sharded
 
 from pipeline.config import ConfigError
+from pipeline.stop import shielded
 from train import distributed, flops, grad_cache, optim, parallel
 from train.data.loader import Batch
 from train.grad_cache import Objective
@@ -86,6 +87,7 @@ class TrainStep:
             self.leave_out()
         return Taken(loss, grad_norm, self.lr, finite, *by_direction)
 
+    @shielded()  # torch.compile starts compilers
     def gradients(self, step: int, batch: Batch) -> Tensor:
         """Form the gradients of a step; float [6], on the device, what it measured.
 

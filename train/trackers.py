@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from pipeline import files
 from pipeline.config import ConfigError
+from pipeline.stop import shielded
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ class Mirrors:
         for name in self._names:
             _, opened = MIRRORS[name]
             try:
-                self._open[name] = opened(self._folder, self._digest, self._id, self._settings)
+                with shielded():  # wandb has a process of its own
+                    self._open[name] = opened(self._folder, self._digest, self._id, self._settings)
             except Exception as error:
                 self._switch_off(name, error)
         return self

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.config import UserError
+from pipeline.stop import DUMP
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class Heart:
         self._thread = threading.Thread(target=self._live, name="heart", daemon=True)
 
     def __enter__(self) -> Heart:
-        faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True)
+        faulthandler.register(DUMP, file=_STDERR, all_threads=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP,))
         self._write()
         self._thread.start()
         return self

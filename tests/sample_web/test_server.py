@@ -247,7 +247,7 @@ def test_the_server_ends_with_the_context_and_leaves_a_log(web: Any) -> None:
         port = int(environment["OPENWIT_CONNECT_TO"].rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
-    assert "stopped" in (web.run.stage_folder("sample_web") / "logs" / "server.log").read_text()
+    assert "serving" in (web.run.stage_folder("sample_web") / "logs" / "server.log").read_text()
 
 
 def test_the_server_dies_with_a_parent_that_is_killed(web: Any, tmp_path: Path) -> None:

@@ -56,23 +56,36 @@ def pack(tmp_path: Path) -> Pack:
     """Writes shards of the given sizes, an index and a dataset.json; returns their folder."""
 
     def write(*sizes: int, damaged: Mapping[int, bytes] = {}, name: str = "packed") -> Path:
-        folder = tmp_path / name
-        (folder / "shards").mkdir(parents=True)
-        rows: list[dict[str, object]] = []
-        sample = 0
-        for number, size in enumerate(sizes):
-            shard = f"{number:05d}.tar"
-            with tarfile.open(folder / "shards" / shard, "w:", format=tarfile.USTAR_FORMAT) as tar:
-                for _ in range(size):
-                    rows.append(_add(tar, shard, sample, damaged.get(sample)))
-                    sample += 1
-        # The index lies in the order of identifiers, as any order must do.
-        rows.sort(key=lambda row: str(row["uid"]))
-        pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
-        (folder / "dataset.json").write_text(json.dumps({"fingerprint": f"{name}{sizes}"}))
-        return folder
+        return write_pack(tmp_path / name, *sizes, damaged=damaged)
 
     return write
+
+
+def write_pack(folder: Path, *sizes: int, damaged: Mapping[int, bytes] = {}) -> Path:
+    """As `pack`, into `folder`, which is returned."""
+    (folder / "shards").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    sample = 0
+    for number, size in enumerate(sizes):
+        shard = f"{number:05d}.tar"
+        with tarfile.open(folder / "shards" / shard, "w:", format=tarfile.USTAR_FORMAT) as tar:
+            for _ in range(size):
+                rows.append(_add(tar, shard, sample, damaged.get(sample)))
+                sample += 1
+    # The index lies in the order of identifiers, as any order must do.
+    rows.sort(key=lambda row: str(row["uid"]))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
+    (folder / "dataset.json").write_text(json.dumps({"fingerprint": f"{folder.name}{sizes}"}))
+    return folder
+
+
+def write_paints(path: Path) -> Path:
+    """Twelve labelled pictures in three paints, to evaluate on."""
+    rows = [(picture(seed)[0], seed % len(PAINTS)) for seed in range(12)]
+    table = pa.table({"image": [image for image, _ in rows], "label": [n for _, n in rows]})
+    metadata = {"classes": json.dumps(sorted(PAINTS)), "templates": json.dumps(["a {} picture"])}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
 
 
 def _add(tar: tarfile.TarFile, shard: str, sample: int, damaged: bytes | None) -> dict[str, object]:

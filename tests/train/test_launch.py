@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.train.conftest import Pack
 from tests.train.recipe import finish, prepare, start, started_by, wait_for
 from train import loop, stages
 from train.launch import Place, free_port, place, visible_gpus
+from train.watchdog import Beat
 
 
 def _losses(run: Path) -> list[float]:
@@ -138,6 +140,32 @@ def test_a_run_that_is_in_use_is_tried_once(pack: Pack, tmp_path: Path) -> None:
     assert code == 4
     assert f"process {os.getpid()} on" in said
     assert "trying again" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds on an idle machine; each rank loads torch anew
+def test_a_signal_to_every_process_at_any_time_is_a_stop(pack: Pack, tmp_path: Path) -> None:
+    """As SLURM sends it to all of a step: also to those that load their modules, and to workers."""
+    data = {"lanes": 4, "block_samples": 5, "margin": 2, "workers": 2}
+    run = prepare(tmp_path / "run", pack(24), processes=2, samples=8 * 4000, data=data)
+    for begun in (False, True):
+        command = start(run)
+        last = Beat()
+        while not begun and len(started_by(run)) < 4:
+            time.sleep(0.001)
+        if begun:
+            last = wait_for(run, 1, lambda beat: beat.step > 15)
+            assert len(started_by(run)) == 7  # the task, ranks, workers
+        for process in (command.pid, *started_by(run)):
+            os.kill(process, signal.SIGUSR2)
+        code, said = finish(command)
+        assert code == 75, said
+        logs = [path.read_text() for path in (run / "train/logs").glob("*.log")]
+        assert len(logs) == 3
+        assert not [text for text in logs if "is replaced" in text or "Traceback" in text]
+        checkpoints = sorted(path.name for path in (run / "train/checkpoints").glob("step-*"))
+        assert checkpoints[-1] >= f"step-{last.step:010d}"
+        assert started_by(run) == []
 
 
 @pytest.mark.slow

@@ -94,6 +94,26 @@ def test_every_curve_and_figure_is_there(tmp_path: Path) -> None:
     assert "lr: 0.0005" in _text(tree, "#settings")
 
 
+def test_what_checkpoints_were_worth_is_a_curve_of_each_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "evaluate"
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": step, "datasets": {"paints": {"top1": 0.1 * step / 100}, "<b>": {"top1": 0.5}}}
+        for step in (100, 300, 200, 300)  # that of 300 anew
+    ]
+    lines.append({"step": 300, "datasets": {"paints": {"top1": 1.0}}})
+    text = "\n".join([*map(json.dumps, lines), '{"step": 4'])
+    (folder / "by_step.jsonl").write_text(text)
+    tree = _tree(_write(tmp_path / "run" / "train", [_row(s) for s in (100, 400)]))
+    titles = [node.text() for node in tree.css("#learning h3")][2:]
+    assert titles == ["Zero-shot accuracy on <b>", "Zero-shot accuracy on paints"]
+    [flat, rising] = [svg.css_first("polyline") for svg in tree.css("#learning svg")[2:]]
+    heights = [float(at.split(",")[1]) for at in str(rising.attributes["points"]).split()]
+    assert len(heights) == 3 and heights == sorted(heights, reverse=True)
+    [level] = {at.split(",")[1] for at in str(flat.attributes["points"]).split()}
+    assert float(level) > heights[-1]
+
+
 def test_unknown_figures_are_said_to_be_unknown(tmp_path: Path) -> None:
     rows = [_row(step, mfu=None, loss=float("nan")) for step in (10, 20)]
     tree = _tree(_write(tmp_path / "run" / "train", rows))

@@ -12,7 +12,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from pipeline import files
 from pipeline.local import die_with_parent
 from pipeline.manifest import digest
 from pipeline.stage import Attempt
-from pipeline.stop import SIGNALS
+from pipeline.stop import shielded
 from train.data import storage
 from train.data.index import (
     DatasetError,
@@ -284,11 +284,18 @@ def _processes(count: int) -> Iterator[Map]:
     if not count:
         yield map
         return
+    with shielded():
+        resource_tracker.ensure_running()  # by itself it would unblock signals as it starts
     pool = ProcessPoolExecutor(
         count, multiprocessing.get_context("spawn"), _begin_scanning, (os.getpid(),)
     )
+
+    def started(*work: Any) -> Iterator[Any]:
+        with shielded():  # tasks are handed over, and processes started, at once
+            return pool.map(*work)
+
     try:
-        yield pool.map
+        yield started
     except BrokenProcessPool:
         raise DatasetError("a process that scanned shards was killed; start again") from None
     finally:
@@ -299,5 +306,3 @@ def _begin_scanning(parent: int) -> None:
     """A process ends with the one that started it; until then, that one decides when to stop."""
     os.environ["OPENWIT_PARENT"] = str(parent)
     die_with_parent()
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

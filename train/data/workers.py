@@ -25,6 +25,7 @@ import numpy as np
 
 from pipeline.config import UserError
 from pipeline.local import die_with_parent
+from pipeline.stop import shielded
 from train.data.parts import Made, Maker, Recipe
 from train.data.slots import Layout, Slots, receive, share
 
@@ -36,7 +37,6 @@ _START_S = 60  # to start may take a busy machine longer than a part
 _REAP_S = 10  # a killed process may hang in the kernel, on a file system that does not answer
 _OOM_SCORE = 500  # proc_pid_oom_score_adj(5): rather a worker, which is replaced, than the trainer
 _STARTED = "started"
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class WorkerFailed(UserError):
@@ -201,13 +201,14 @@ class Workers:
     def _start(self, number: int) -> _Worker:
         ours, theirs = Pipe()
         descriptors = (theirs.fileno(), self._recipe_file, self.slots.descriptor)
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, descriptors)],
-            cwd=Path(__file__).parent.parent.parent,
-            env={**os.environ, "OPENWIT_PARENT": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-        )
+        with shielded():
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, descriptors)],
+                cwd=Path(__file__).parent.parent.parent,
+                env={**os.environ, "OPENWIT_PARENT": str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+            )
         theirs.close()
         positions = self._positions[number]
         lanes = [self._lanes[position] for position in positions]
@@ -255,8 +256,6 @@ def _work(connection: Connection, recipe_file: int, batches_file: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """A worker's life. `arguments`: descriptors of its connection, the recipe and the batches."""
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
     die_with_parent()
     try:
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
