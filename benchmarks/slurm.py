@@ -1,7 +1,7 @@
 """What a tiny task costs on a cluster, beside submitit's `map_array` with a job a task.
 
-A real SLURM of eight fake nodes on this machine. Tasks do nothing, so all that is measured is what
-lies around them. `OPENWIT_TASKS` sets how many there are.
+A real SLURM of fake nodes on this machine, as many jobs at a time as it has cores. Tasks do nothing,
+so all that is measured is what lies around them. `OPENWIT_TASKS` sets how many there are.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.slurm.calls import calls, counted
 
 _TASKS = int(os.environ.get("OPENWIT_TASKS", 2000))
 _PEER_TASKS = min(_TASKS, 64)
-_JOBS = 16
+_JOBS = os.cpu_count() or 1
 _PEER = """
 import sys, submitit
 executor = submitit.SlurmExecutor(folder=sys.argv[1])
-executor.update_parameters(time=30, array_parallelism=1000, use_srun=False)
+executor.update_parameters(time=30, array_parallelism=int(sys.argv[3]), use_srun=False)
 jobs = executor.map_array(abs, range(int(sys.argv[2])))
 assert [job.result() for job in jobs] == list(range(int(sys.argv[2])))
 """
@@ -37,7 +37,7 @@ assert [job.result() for job in jobs] == list(range(int(sys.argv[2])))
 
 def measure() -> Iterator[dict[str, Any]]:
     """Seconds and files a task, and what the controller is asked."""
-    with local_slurm.start(8) as cluster, tempfile.TemporaryDirectory() as name:
+    with local_slurm.start(2) as cluster, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = counted(folder / "bin")
         variables = {
@@ -72,7 +72,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def _ours(folder: Path) -> tuple[float, float]:
     """Wall seconds of a run, and processor seconds of its waiting driver."""
-    slurm = {"max_submitted": _JOBS, "default": {"cpus": 4}}
+    slurm = {"max_submitted": _JOBS, "default": {"cpus": 1}}
     config = folder / "toy.yaml"
     config.write_text(yaml.safe_dump({"numbers": {"count": _TASKS}, "slurm": slurm}))
     command = [sys.executable, "-m", toy.PROGRAM, "build", str(config)]
@@ -88,7 +88,7 @@ def _ours(folder: Path) -> tuple[float, float]:
 
 def _peer(folder: Path) -> float:
     began = time.monotonic()
-    command = [sys.executable, "-c", _PEER, str(folder), str(_PEER_TASKS)]
+    command = [sys.executable, "-c", _PEER, str(folder), str(_PEER_TASKS), str(_JOBS)]
     subprocess.run(command, check=True)
     return time.monotonic() - began
 

@@ -230,10 +230,7 @@ def _missing(
     """Tasks without a manifest, but for those that were left out and still may be."""
     folder = run.stage_folder(stage.name)
     missing = [p for p in planned if find(folder, p.fingerprint) is None]
-    path = folder / "left_out.json"
-    if not missing or not stage.can_lose_tasks or not path.exists():
-        return missing
-    left_out = json.loads(path.read_text())
+    left_out = run.left_out(stage.name) if stage.can_lose_tasks else {}
     remaining = [p for p in missing if p.fingerprint not in left_out]
     may_stay_out = len(missing) - len(remaining) <= max_failed_tasks * len(planned)
     return remaining if may_stay_out else missing
@@ -251,12 +248,10 @@ def _leave_out(
     missing = [p for p in planned if find(folder, p.fingerprint) is None]
     if not stage.can_lose_tasks or len(missing) > max_failed_tasks * len(planned):
         return False
-    path = folder / "left_out.json"
-    reasons = json.loads(path.read_text()) if path.exists() else {}
-    by_index = {p.task.index: p.fingerprint for p in missing}
-    reasons |= {by_index[o.task.index]: o.reason for o in failed if o.task.index in by_index}
-    wanted = {p.fingerprint for p in missing}
-    files.write_atomic(path, json.dumps({k: v for k, v in reasons.items() if k in wanted}))
+    known = run.left_out(stage.name)
+    known |= {planned[outcome.task.index].fingerprint: outcome.reason for outcome in failed}
+    reasons = {p.fingerprint: known[p.fingerprint] for p in missing}
+    files.write_atomic(folder / "left_out.json", json.dumps(reasons, indent=1))
     log.warning(
         "%s: %d of %d tasks are left out after all their attempts; max_failed_tasks allows it",
         *(stage.name, len(missing), len(planned)),

@@ -101,6 +101,16 @@ class Run:
         found = ((p.task.index, find(folder, p.fingerprint)) for p in self.plan(stage))
         return [replace(manifest, index=index) for index, manifest in found if manifest]
 
+    def left_out(self, stage: str) -> dict[str, str]:
+        """Reasons of the tasks that the stage did without, after all their attempts failed, by
+        fingerprint."""
+        try:
+            reasons = json.loads((self.stage_folder(stage) / "left_out.json").read_text())
+        except FileNotFoundError:
+            return {}
+        planned = {p.fingerprint for p in self.plan(stage)}
+        return {fingerprint: r for fingerprint, r in reasons.items() if fingerprint in planned}
+
     def completed(self, stage: str) -> list[Manifest]:
         """Manifests of a stage as it last was complete, whatever is planned now."""
         folder = self.stage_folder(stage)

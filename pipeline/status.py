@@ -145,7 +145,7 @@ def read_stage(run: Run, name: str, unit: str) -> StageStatus:
     status.stats = total(manifests)
     status.seconds = sum(manifest.seconds for manifest in manifests)
     folder = run.stage_folder(name)
-    left_out = _json(folder / "left_out.json") or {}
+    left_out = run.left_out(name)
     for task in planned:
         index = task.task.index
         if index in finished:

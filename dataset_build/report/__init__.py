@@ -50,10 +50,11 @@ def summary_lines(run: Run, stages: Sequence[Stage]) -> list[str]:
         named = [f"{reason} {rows:,}" for reason, rows in reasons[:_TOP_REASONS]]
         more = len(reasons) - len(named)
         done = bool(stage.manifests)
+        left_out = f" ({len(stage.left_out)} left out)" if stage.left_out else ""
         rows.append(
             (
                 stage.name,
-                f"{len(stage.manifests)}/{stage.planned or '?'}",
+                f"{len(stage.manifests)}/{stage.planned or '?'}{left_out}",
                 f"{stats.rows_in:,}" if done else "",
                 f"{stats.rows_out:,} {stage.unit}" if done else stage.state,
                 f"{sum(stats.dropped.values()):,}" if done else "",

@@ -3,7 +3,8 @@
 Keys (a section that cannot be written yet is null, and `absent` says why):
 
 - `run`, `updated` (Unix time of the newest manifest), `fingerprint` (of the packed dataset)
-- `stages`: name, unit, state, tasks_done, tasks_planned, rows_in, rows_out, dropped {reason: rows},
+- `stages`: name, unit, state, tasks_done, tasks_planned,
+  tasks_left_out [reasons], rows_in, rows_out, dropped {reason: rows},
   counts, histograms, bytes (published), seconds (task time), balanced
 - `funnel`: the stages that pairs pass, of `stages`: name, rows_in, rows_out, dropped
 - `accounting`: balanced (every row of every stage is out or dropped), handovers [from, to,
@@ -141,6 +142,7 @@ def _stage(published: Published) -> dict[str, Any]:
         "state": published.state,
         "tasks_done": len(published.manifests),
         "tasks_planned": published.planned,
+        "tasks_left_out": list(published.left_out),
         "rows_in": stats.rows_in,
         "rows_out": stats.rows_out,
         "dropped": ranked(stats.dropped),

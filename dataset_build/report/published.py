@@ -37,6 +37,8 @@ class Published:
     planned: int
     """Tasks that the runner has planned; 0 if it never came this far."""
     manifests: Sequence[Manifest]
+    left_out: Sequence[str] = ()
+    """Why tasks failed that the stage did without, one reason each."""
 
     @cached_property
     def stats(self) -> Stats:
@@ -48,7 +50,7 @@ class Published:
         """One of `not started`, `n of m tasks`, `done`."""
         if not self.planned:
             return "not started"
-        done = len(self.manifests)
+        done = len(self.manifests) + len(self.left_out)
         return "done" if done == self.planned else f"{done} of {self.planned} tasks"
 
     def outputs(self, glob: str) -> Iterator[tuple[Output, Path]]:
@@ -84,6 +86,7 @@ class Build(Mapping[str, Published]):
                 run.stage_folder(stage.name),
                 tasks,
                 run.manifests(stage.name),
+                list(run.left_out(stage.name).values()) if stage.can_lose_tasks else (),
             )
             for stage, tasks in zip(stages[first:], planned[first:], strict=True)
         }

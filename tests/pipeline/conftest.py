@@ -26,6 +26,7 @@ def advance(tmp_path: Path) -> Callable[..., tuple[Run, Advance]]:
         total: dict[str, object] | None = None,
         stop: StopFlag | None = None,
         watch: toy.Recorder | None = None,
+        max_failed_tasks: float = 0.0,
         **local: object,
     ) -> tuple[Run, Advance]:
         config = toy.Toy.model_validate({"numbers": numbers or {}, "total": total or {}})
@@ -35,7 +36,7 @@ def advance(tmp_path: Path) -> Callable[..., tuple[Run, Advance]]:
         command = (sys.executable, "-m", "tests.pipeline.toy")
         executor = LocalExecutor(settings, stop, command)
         watch = watch or toy.Recorder()
-        return run, runner.advance(run, toy.STAGES, executor, stop, watch)
+        return run, runner.advance(run, toy.STAGES, executor, stop, watch, max_failed_tasks)
 
     return call
 

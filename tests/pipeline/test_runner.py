@@ -88,6 +88,25 @@ def test_status_names_a_failure_until_its_task_succeeds(advance: Call, tmp_path:
     assert not list((tmp_path / "run" / "numbers" / "failed").iterdir())
 
 
+def test_a_share_of_failed_tasks_is_left_out_where_the_stage_can_do_without(
+    advance: Call,
+) -> None:
+    numbers = {"count": 4, "fault": "raise", "times": 2, "only": 1}
+    with pytest.raises(TasksFailed, match="1 task"):
+        advance(numbers, attempts=1, max_failed_tasks=0.2)
+    run, _ = advance(numbers, attempts=1, max_failed_tasks=0.25)
+    assert json.loads((run.folder / "total/out/sum.json").read_text()) == 1 + 3 + 4
+    assert list(run.left_out("numbers").values()) == ["ValueError: the fault that was asked for"]
+    stage = next(stage for stage in status.read(run.folder) if stage.name == "numbers")
+    assert (stage.word, stage.done, stage.left_out) == ("done", 3, 1)
+    _, again = advance(numbers, attempts=1, max_failed_tasks=0.25)
+    assert again.idle, "what was left out stays out"
+    assert outdated(run, toy.STAGES, 0.25) is None
+    run, again = advance(numbers, attempts=1)
+    assert again.ran == {"numbers": 1, "total": 2}, "a smaller share tries it again"
+    assert json.loads((run.folder / "total/out/sum.json").read_text()) == 10
+
+
 def test_status_reads_the_folder_alone(advance: Call) -> None:
     run, _ = advance()
     stages = {stage.name: stage for stage in status.read(run.folder)}

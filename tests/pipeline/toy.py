@@ -30,6 +30,10 @@ class NumbersSettings(Settings):
     fault: str = ""
     times: int = 1
     """How often the fault shows."""
+    only: int | None = None
+    """The one task that shows it; None: all."""
+
+    operational = frozenset({"fault", "times", "only"})
 
 
 class TotalSettings(Settings):
@@ -57,7 +61,7 @@ def _make_number(attempt: Attempt) -> Stats:
     tally.write_text("x" * (tries + 1))
     n = attempt.task.params["n"]
     (attempt.folder / f"n-{attempt.task.index:05d}.json").write_text(json.dumps(n))
-    if tries < settings.times:
+    if tries < settings.times and settings.only in (None, attempt.task.index):
         _misbehave(settings.fault, attempt)
     return Stats(rows_in=2, rows_out=1, dropped=Counter(odd=1))
 
@@ -101,7 +105,7 @@ def _add(attempt: Attempt) -> Stats:
     return Stats()
 
 
-NUMBERS = Stage("numbers", (), _plan_numbers, _make_number, unit="numbers")
+NUMBERS = Stage("numbers", (), _plan_numbers, _make_number, unit="numbers", can_lose_tasks=True)
 TOTAL = Stage("total", ("numbers",), _plan_copies, _add, then=(_plan_sum,))
 STAGES = (NUMBERS, TOTAL)
 

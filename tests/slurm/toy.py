@@ -130,11 +130,11 @@ def _build(arguments: Sequence[str]) -> int:
         command = (sys.executable, "-m", PROGRAM, "task")
         _advance(run, toy, LocalExecutor(toy.local, stop, command), stop)
         return 0
-    command = ("build", str(run.folder / "config.yaml"), "--run", str(run.folder), "--on", "slurm")
+    again = ("build", str(run.folder / "config.yaml"), "--run", str(run.folder), "--on", "slurm")
     with driving(
         run.folder,
         toy.slurm,
-        command=command,
+        command=again,
         waits=options.wait,
         continues=options.continues,
         program=PROGRAM,
