@@ -1,4 +1,4 @@
-"""What each kind of task costs on this machine: writes pipeline/rates.json, which `plan` reckons with.
+"""What each kind of task costs on this machine: writes pipeline/rates.json, for `plan`.
 
 Five parts, each a run or two that is made for it; `OPENWIT_RATES=pool,archive` measures some and
 leaves the others as they are. Tasks are as large as a cluster's where that takes seconds, and of
@@ -170,7 +170,7 @@ def _archive(folder: Path) -> Rates:
             "sample_web": settings,
             "queries": {
                 "wikipedia": ["sample_web:encyclopedia.xml.bz2"],
-                "page_views": ["sample_web:pageviews/*.gz"],
+                "page_views": [str(_page_views(folder, 500 * articles))],
             },
             "extract": {"warc": ["sample_web:archive/*.warc.gz"]},
         }
@@ -184,6 +184,14 @@ def _archive(folder: Path) -> Rates:
     kinds = ("extract.wat", "extract.warc", "queries.wikipedia", "queries.page_views")
     found = _fitted(runs, "archive", lambda kind: kind.startswith(kinds))
     return Rates(found.kinds, {"extract.warc.rows_per_byte": found.figures[_WARC]})
+
+
+def _page_views(folder: Path, titles: int) -> Path:
+    """An hour of page views of made-up titles."""
+    lines = (f"en Title_{number}_of_many {number % 97} 0\n" for number in range(titles))
+    path = folder / f"pageviews-20260105-{titles % 24:02d}0000.gz"
+    path.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    return path
 
 
 _WARC = "extract.warc.rows_per_byte"
@@ -226,8 +234,13 @@ def _pictures(folder: Path) -> Rates:
     for pairs in (500, 2000):
         config = {
             "sample_web": {
-                **{"pairs": pairs, "dirt": 0, "shortest_side": 256, "longest_side": 512},
-                **{"articles": 120, "hours": 1, "archive_files": 1},
+                "pairs": pairs,
+                "dirt": 0,
+                "shortest_side": 256,
+                "longest_side": 512,
+                "articles": 120,
+                "hours": 1,
+                "archive_files": 1,
             },
             "queries": {"wordnet": ["sample_web:wordnet/data.*"]},
             "extract": {"parquet": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
@@ -335,10 +348,14 @@ def _publish(run: Run, stage: str, outputs: dict[str, Any]) -> None:
             path.write_bytes(content)
         else:
             np.save(path, content)
-    fingerprint = planned.fingerprint
     manifest.publish(
-        *(run.stage_folder(stage), folder),
-        **{"index": 0, "fingerprint": fingerprint, "stats": Stats(), "seconds": 0, "attempt": 1},
+        run.stage_folder(stage),
+        folder,
+        index=0,
+        fingerprint=planned.fingerprint,
+        stats=Stats(),
+        seconds=0,
+        attempt=1,
     )
     run.save_plan(stage, [planned])
 
@@ -357,9 +374,7 @@ def _observed(run: Run, stage: Stage, task: Task, kind: str, rows: int) -> Obser
     done = manifest.find(run.stage_folder(stage.name), planned.fingerprint)
     assert done
     kept = sum(output.bytes for output in done.outputs)
-    return Observation(
-        kind, "pairs", rows, done.seconds, done.memory_mb, kept, len(done.outputs)
-    )
+    return Observation(kind, "pairs", rows, done.seconds, done.memory_mb, kept, len(done.outputs))
 
 
 def _training(folder: Path) -> Rates:

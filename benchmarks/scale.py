@@ -61,6 +61,7 @@ def _phrases(words: pa.Array, rng: np.random.Generator, lengths: Numbers) -> pa.
 
 
 def queries(words: pa.Array) -> pa.Array:
+    """`QUERIES` different phrases of one to four words."""
     rng = np.random.default_rng(0)
     found = words
     while len(found) < QUERIES:
@@ -110,8 +111,8 @@ def _measure(millions: int, folder: Path) -> dict[str, Any]:
     words = vocabulary()
     config = Config.model_validate({"local": {"workers": WORKERS}})
     run = Run(folder, config)
-    queries = pa.table({"text": (names := queries(words)), "norm": names})
-    run.save_plan("queries", [_publish(run, "queries", 0, "queries.parquet", queries)])
+    listed = pa.table({"text": (names := queries(words)), "norm": names})
+    run.save_plan("queries", [_publish(run, "queries", 0, "queries.parquet", listed)])
     files = millions * 1_000_000 // _FILE
     planned = [
         _publish(run, "extract", n, f"candidates-S-{n:05d}.parquet", candidates(words, n))

@@ -56,14 +56,10 @@ def _observed(run: Run, stage: str) -> Iterator[Observation]:
         unit, units = _size(run, planned.task, done, kind, stats)
         pictures = done.stats.rows_out if kind in ("download.all", "pack.shard") else 0
         kept = sum(output.bytes for output in done.outputs) - pictures * picture
-        yield Observation(
-            kind, unit, units, done.seconds, done.memory_mb, kept, len(done.outputs)
-        )
+        yield Observation(kind, unit, units, done.seconds, done.memory_mb, kept, len(done.outputs))
 
 
-def _size(
-    run: Run, task: Task, done: Manifest, kind: str, stage: Stats
-) -> tuple[str, float]:
+def _size(run: Run, task: Task, done: Manifest, kind: str, stage: Stats) -> tuple[str, float]:
     """What the time of a task grows with, and how much of it there was."""
     if kind == "queries.assemble":
         return "queries", done.stats.rows_out
@@ -160,7 +156,7 @@ def under_cap(run: Run, growth: float, settings: BalanceSettings) -> Cap | None:
     """The cap's effect on `growth` times the pairs of a run; None where `dedup` is not done.
 
     Each query then has `growth` times its pairs and selects one with probability
-    p = min(1, cap / count); a pair is in the dataset with probability 1 - Π(1 - p) over its queries.
+    p = min(1, cap / count), and a pair is in the dataset with probability 1 - Π(1 - p).
     Queries that the run has not met stay without pairs, and `domain_share` is not reckoned with, so
     a larger build may differ to either side.
     """

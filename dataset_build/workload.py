@@ -165,7 +165,10 @@ class Workload:
             number = pilot.queries(self.run)
             source = f"{self.run.folder}"
             if not number:
-                number, source = self.run.settings("queries").total, "queries.total, if it is reached"
+                number, source = (
+                    self.run.settings("queries").total,
+                    "queries.total, if it is reached",
+                )
             ledger.given("queries", number, source)
         else:
             ledger.given("queries", number, "given")
@@ -220,7 +223,9 @@ class Workload:
             tasks = queries.plan(self.run)
         except (MissingInput, ConfigError):
             tasks = []
-            self.ledger.note("queries: its dumps are not there, so counting them is not reckoned in")
+            self.ledger.note(
+                "queries: its dumps are not there, so counting them is not reckoned in"
+            )
         for step in ("wikipedia", "page_views"):
             mine = [_bytes(self.run, task) for task in tasks if task.params["step"] == step]
             size += sum(mine)
@@ -256,9 +261,7 @@ class Workload:
         made = Batch("match.matcher", np.array([self.sizes.queries]))
         phases = ((made,), (Batch("match.match", units),))
         read = _kept(self._extract(), self.ledger)
-        return Work(
-            *("match", "pairs", self.sizes.candidates, self.sizes.matched, phases, read)
-        )
+        return Work(*("match", "pairs", self.sizes.candidates, self.sizes.matched, phases, read))
 
     def _dedup(self) -> Work:
         groups, snapshots = len(dedup.groups(self.run)), self.sizes.snapshots
@@ -302,15 +305,11 @@ class Workload:
         rows, asked = self.sizes.selected, self.asked
         tasks = max(1, math.ceil(rows / settings.pairs_per_task))
         workers = max(1, asked.connections // settings.threads) if asked.connections else None
-        batch = Batch(
-            "download.all", np.full(tasks, rows / tasks), self._network_s(), workers
-        )
+        batch = Batch("download.all", np.full(tasks, rows / tasks), self._network_s(), workers)
         received = rows * self.ledger.figure("download.received_bytes")
         least_s = 0.0
         if asked.addresses_per_s:
-            least_s = rows / self.ledger.given(
-                "addresses a second", asked.addresses_per_s, "given"
-            )
+            least_s = rows / self.ledger.given("addresses a second", asked.addresses_per_s, "given")
         self.facts["download: requests"] = rows * self.ledger.figure("download.requests")
         self.facts["download: received bytes"] = received
         selected, texts = self._balance(), Batch("dedup.snapshot", np.array([self.sizes.unique]))

@@ -1,4 +1,4 @@
-"""The command line: build | train | evaluate | report | status | verify | config | plan | export."""
+"""The command line: build, train, evaluate, report, status, verify, config, plan, export."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _plan(options: argparse.Namespace) -> int:
     """Print what a build and a training will cost, and what that is reckoned from."""
     from dataset_build import pilot
     from dataset_build.workload import Asked, Workload
-    from pipeline import plan, rates, recipe
+    from pipeline import plan, rates
     from train import cost
 
     run, config = _open(options)
@@ -343,7 +343,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--gpu", metavar="NAME", help="GPU to train on, such as H100 or A100")
     add("--gpus", type=_count, default=1, metavar="N", help="how many of it (1)")
     add("--ratio", dest="ratios", type=_ratio, action="append", default=[], metavar="STAGE=SHARE",
-        help="share of its rows that match, dedup, balance, download or screen lets pass")  # fmt: skip
+        help="share of rows that match, dedup, balance, download or screen lets pass")  # fmt: skip
     add("--json", action="store_true", help="print values for programs")
 
 

@@ -1,14 +1,13 @@
 """What a build will cost: tasks of known kinds and sizes, times measured rates.
 
-What tasks a stage will have is said by who knows the stages (`dataset_build.workload`, `train.cost`);
-here it becomes hours, memory, bytes and jobs, and a table with every assumption under it.
+What tasks a stage will have is said by who knows the stages (`dataset_build.workload`,
+`train.cost`); here it becomes hours, memory, bytes and jobs, and a table with every assumption under it.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -84,7 +83,7 @@ class Cost:
     kept_bytes: float
     files: float
     busy_s: float
-    """Sum of the tasks' own seconds, as manifests have them: without the start of their processes."""
+    """Sum of the tasks' seconds as manifests have them: without the start of their processes."""
     jobs: tuple[Jobs, ...] = ()
     gpu_hours: float = 0.0
 

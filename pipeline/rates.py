@@ -102,11 +102,11 @@ class Rates:
     def from_json(cls, text: str) -> Rates:
         """Inverse of `to_json`."""
         values = json.loads(text)
-        lines = ("seconds", "memory_mb", "kept_bytes")
-        kinds = {
-            name: Rate(**{k: Line(**v) if k in lines else v for k, v in rate.items()})
-            for name, rate in values["kinds"].items()
-        }
+        kinds = {}
+        for name, rate in values["kinds"].items():
+            for line in ("seconds", "memory_mb", "kept_bytes"):
+                rate[line] = Line(**rate[line])
+            kinds[name] = Rate(**rate)
         return cls(kinds, {name: Figure(**figure) for name, figure in values["figures"].items()})
 
 
@@ -122,29 +122,31 @@ def fit(seen: Sequence[Observation], known: Mapping[str, Rate], source: str) -> 
     are not tiny beside those that are known. Where not, the two parts are in the proportion that
     `known` gives for this size; where nothing is known, all grows.
     """
-    rates = {}
-    for kind in dict.fromkeys(task.kind for task in seen):
-        tasks = [task for task in seen if task.kind == kind]
-        units = np.array([task.units for task in tasks], np.float64)
-        before = known.get(kind)
-        fitted = (
-            _line(
-                units,
-                np.array([getattr(task, name) for task in tasks], np.float64),
-                getattr(before, name) if before else None,
-                before.most_units * _REACH if before else 0.0,
-            )
-            for name in ("seconds", "memory_mb", "kept_bytes")
-        )
-        rates[kind] = Rate(
-            tasks[0].unit,
-            *fitted,
-            files=sum(task.files for task in tasks) / len(tasks),
-            tasks=len(tasks),
-            most_units=float(units.max()),
-            source=source,
-        )
-    return rates
+    kinds = dict.fromkeys(task.kind for task in seen)
+    return {
+        kind: _rate([task for task in seen if task.kind == kind], known.get(kind), source)
+        for kind in kinds
+    }
+
+
+def _rate(tasks: Sequence[Observation], known: Rate | None, source: str) -> Rate:
+    units = np.array([task.units for task in tasks], np.float64)
+    reach = known.most_units * _REACH if known else 0.0
+
+    def line(name: str) -> Line:
+        values = np.array([getattr(task, name) for task in tasks], np.float64)
+        return _line(units, values, getattr(known, name) if known else None, reach)
+
+    return Rate(
+        tasks[0].unit,
+        line("seconds"),
+        line("memory_mb"),
+        line("kept_bytes"),
+        files=sum(task.files for task in tasks) / len(tasks),
+        tasks=len(tasks),
+        most_units=float(units.max()),
+        source=source,
+    )
 
 
 def _line(units: Numbers, values: Numbers, known: Line | None, reach: float) -> Line:

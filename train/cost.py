@@ -102,6 +102,10 @@ def _flops_per_s(
     if samples_per_s is not None:
         return ledger.given("train: samples a second of a GPU", samples_per_s, "given") * each
     if gpu is None:
+        if "train.flops_per_s" not in ledger.rates.figures:
+            raise ConfigError(
+                "plan: say what trains: --gpu H100 --gpus 8, or --from a run that did"
+            )
         return ledger.figure("train.flops_per_s")
     from train.hardware import peak_flops
 
