@@ -152,8 +152,10 @@ class Cap:
     """Queries that have more pairs than they may select."""
 
 
-def under_cap(run: Run, growth: float, settings: BalanceSettings) -> Cap | None:
+def under_cap(run: Run, growth: float, settings: BalanceSettings, files: int) -> Cap | None:
     """The cap's effect on `growth` times the pairs of a run; None where `dedup` is not done.
+
+    `files`: how many files of pairs there will be, each with a sketch of its own.
 
     Each query then has `growth` times its pairs and selects one with probability
     p = min(1, cap / count), and a pair is in the dataset with probability 1 - Π(1 - p).
@@ -186,11 +188,12 @@ def under_cap(run: Run, growth: float, settings: BalanceSettings) -> Cap | None:
                     break
         if rows >= _SAMPLE_PAIRS:
             break
-    # What a sketch takes in: the share of each query's pairs below a bound that hardly ever fails.
+    # A sketch takes in the pairs below a bound that hardly ever fails, but no more than the cap.
     whole = grown.astype(np.uint64)
-    within = likely_bound(whole, settings.depth) / 2.0**64
+    within = likely_bound(whole, settings.depth) / 2.0**64 * grown
+    entries = np.minimum(within, float(files) * settings.depth.pairs).sum()
     bound = int(limit.may_bind(whole).sum())
-    return Cap(selected / rows if rows else 0.0, float((within * grown).sum()), bound)
+    return Cap(selected / rows if rows else 0.0, float(entries), bound)
 
 
 def total(manifests: Iterable[Manifest]) -> Stats:

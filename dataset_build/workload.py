@@ -208,7 +208,8 @@ class Workload:
         if not known:
             return None
         rows, run = max(known, key=lambda one: one[0])
-        if not rows or (cap := pilot.under_cap(run, unique / rows, settings)) is None:
+        files = len(dedup.groups(self.run))
+        if not rows or (cap := pilot.under_cap(run, unique / rows, settings, files)) is None:
             return None
         how = f"1 - Π(1 - cap / count), counts of {run.folder} times {unique / rows:.3g}"
         self.ledger.given("balance.share by the cap", cap.share, how)

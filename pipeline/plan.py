@@ -1,7 +1,8 @@
 """What a build will cost: tasks of known kinds and sizes, times measured rates.
 
 What tasks a stage will have is said by who knows the stages (`dataset_build.workload`,
-`train.cost`); here it becomes hours, memory, bytes and jobs, and a table with every assumption under it.
+`train.cost`); here it becomes hours, memory, bytes and jobs, and a table with every assumption
+under it.
 """
 
 from __future__ import annotations
@@ -266,7 +267,8 @@ class Plan:
         table = _table("assumed", "value")
         table.add_column("origin", overflow="fold")
         for name, figure in self.ledger.used.items():
-            table.add_row(name, f"{figure.value:,.4g}", figure.source)
+            shown = number(figure.value) if figure.value >= 1e4 else f"{figure.value:,.4g}"
+            table.add_row(name, shown, figure.source)
         sources: dict[str, list[str]] = {}
         for kind, rate in self.ledger.kinds.items():
             sources.setdefault(rate.source, []).append(kind)
