@@ -276,7 +276,24 @@ def _tables(folder: Path) -> Rates:
     source = _source("tables")
     found = rates.fit(seen, {}, source)
     share = took / len(uids) / found["screen.all"].seconds.per_unit
-    return Rates(found, {"screen.pass_share": Figure(share, source)})
+    numbers = {"screen.pass_share": share, **_row_groups(folder / "groups.parquet")}
+    return Rates(found, {name: Figure(value, source) for name, value in numbers.items()})
+
+
+def _row_groups(path: Path, groups: int = 1024) -> dict[str, float]:
+    """What a row group of a matched file takes: to be written, and in the footer."""
+    row = _table({"uid": _uids(1)}, records.MATCHED)
+
+    def write() -> None:
+        with records.writer(path, records.MATCHED) as matched:
+            for _ in range(groups):
+                matched.write_table(row)
+
+    write_s, _ = seconds(write)
+    read_s = min(seconds(lambda: pq.read_metadata(path))[0] for _ in range(5))
+    size = path.stat().st_size
+    numbers = {"write_s": write_s, "read_s": read_s, "bytes": size}
+    return {f"row_group.{name}": value / groups for name, value in numbers.items()}
 
 
 _SHARD = 10_000

@@ -22,6 +22,7 @@ from pipeline.stage import Run, Task
 
 RATIOS = ("match", "dedup", "balance", "download", "screen")
 """Stages whose share of rows that pass can be given."""
+_LONG_S = 600
 _NO_INPUTS = "the inputs of extract are not there"
 
 
@@ -260,14 +261,30 @@ class Workload:
         parts = np.maximum(1, np.ceil(rows / self.run.settings("match").rows_per_task))
         units = np.repeat(rows / parts, parts.astype(np.int64))
         made = Batch("match.matcher", np.array([self.sizes.queries]))
-        phases = ((made,), (Batch("match.match", units),))
+        # A row group for each bucket, in every file.
+        more = self.run.settings("match").buckets - self._known_buckets()[0]
+        matched = Batch(
+            "match.match",
+            units,
+            more_s=max(0.0, more * self.ledger.figure("row_group.write_s")),
+            more_bytes=max(0.0, more * self.ledger.figure("row_group.bytes")),
+        )
+        phases = ((made,), (matched,))
         read = _kept(self._extract(), self.ledger)
         return Work(*("match", "pairs", self.sizes.candidates, self.sizes.matched, phases, read))
 
     def _dedup(self) -> Work:
         groups, snapshots = len(dedup.groups(self.run)), self.sizes.snapshots
         pairs = self.sizes.matched * self.ledger.figure("dedup.snapshot_share")
-        first = Batch("dedup.snapshot", np.full(groups * snapshots, pairs / groups / snapshots))
+        files = float(self._match().phases[1][0].units.size) / snapshots
+        more_s = self._opening_s(files)
+        if more_s > _LONG_S:
+            self.ledger.note(
+                f"dedup: a task opens {files:,.0f} files once a bucket, which takes {more_s:,.0f} s; "
+                "fewer match.buckets, fewer dedup.buckets_per_task or larger input files make it less"
+            )
+        units = np.full(groups * snapshots, pairs / groups / snapshots)
+        first = Batch("dedup.snapshot", units, more_s=more_s)
         merge = Batch("dedup.merge", np.full(groups, self.sizes.matched / groups))
         rows = self.sizes.matched / self.run.settings("match").buckets / snapshots
         if rows > dedup.MOST_ROWS:
@@ -280,6 +297,32 @@ class Workload:
         return Work(
             *("dedup", "pairs", self.sizes.matched, self.sizes.unique, ((first,), (merge,)), read)
         )
+
+    def _known_buckets(self) -> tuple[int, int, float]:
+        """Buckets, buckets a task and files a snapshot of the tasks that were measured."""
+        if not self.pilots:
+            return 64, 16, 3.0
+        run = self.pilots[-1]
+        match, settings = run.settings("match"), run.settings("dedup")
+        names = [task.task.params for task in run.plan("dedup")]
+        snapshots = len({params["snapshot"] for params in names if "snapshot" in params})
+        files = len(run.plan("match")) - 1
+        return (
+            match.buckets,
+            min(settings.buckets_per_task, match.buckets),
+            files / (snapshots or 1),
+        )
+
+    def _opening_s(self, files: float) -> float:
+        """What reading the footers of all files takes a task, more than it took those measured.
+
+        A file's footer names all its row groups, one a bucket, and is read twice a bucket.
+        """
+        each = self.ledger.figure("row_group.read_s")
+        buckets: int = self.run.settings("match").buckets
+        mine = min(self.run.settings("dedup").buckets_per_task, buckets)
+        before, of_them, known_files = self._known_buckets()
+        return max(0.0, 2 * each * (files * mine * buckets - known_files * of_them * before))
 
     def _buckets(self, rows: float) -> int:
         buckets: int = self.run.settings("match").buckets

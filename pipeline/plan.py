@@ -34,6 +34,10 @@ class Batch:
     """Size of each task."""
     least_s: float = 0.0
     """Seconds a unit that a task takes at least: the network's, not the processor's."""
+    more_s: float = 0.0
+    """Seconds that each task takes besides what its rate says."""
+    more_bytes: float = 0.0
+    """Bytes that it publishes besides."""
     workers: int | None = None
     """Tasks at the same time, where something other than the cores bounds them."""
 
@@ -129,7 +133,8 @@ class Ledger:
 
 def kept_bytes(batch: Batch, ledger: Ledger) -> float:
     """Bytes that a batch's tasks publish, pictures aside."""
-    return float(np.maximum(ledger.rate(batch.kind).kept_bytes.at(batch.units), 0).sum())
+    each = np.maximum(ledger.rate(batch.kind).kept_bytes.at(batch.units), 0) + batch.more_bytes
+    return float(each.sum())
 
 
 def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
@@ -146,6 +151,7 @@ def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
             rate = ledger.rate(batch.kind)
             _warn(batch, rate, ledger)
             took = np.maximum(rate.seconds.at(batch.units), batch.least_s * batch.units)
+            took = took + batch.more_s
             seconds.append(took + start_s)
             workers = min(workers, batch.workers or cores)
             busy += float(took.sum())
