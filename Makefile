@@ -1,5 +1,6 @@
 # OpenWIT: `make help` lists the targets. Each sets up what it needs by itself.
 
+NUMBERS ?=
 CONFIG  ?= configs/sample.yaml
 RUN     ?= runs/$(basename $(notdir $(CONFIG)))
 ON      ?= local
@@ -10,7 +11,7 @@ FORMAT  ?= open_clip
 TO      ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG RUN ON WORKERS SET NAME FORMAT TO PYTHON
+KNOWN   := CONFIG NUMBERS RUN ON WORKERS SET NAME FORMAT TO PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -24,7 +25,7 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config test lint format \
+.PHONY: help setup demo build-dataset train evaluate export report status verify config plan test lint format \
         bench inputs test-inputs clean
 
 help: ## list the targets and variables
@@ -34,6 +35,7 @@ help: ## list the targets and variables
 	@echo '  RUN=runs/x              the run folder          (now: $(RUN))'
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
+	@echo '  NUMBERS="--from runs/x"   what `make plan` reckons with'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
@@ -77,6 +79,9 @@ verify: setup ## read every published file of RUN again and compare checksums
 
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)
+
+plan: setup ## what CONFIG will cost, for your NUMBERS="--candidates 12e9 --pairs 400e6 --gpu H100"
+	@$(PIPELINE) plan $(CONFIG) --run $(RUN) $(NUMBERS) $(SET)
 
 test: setup test-inputs ## all tests
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest

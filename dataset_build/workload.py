@@ -280,8 +280,9 @@ class Workload:
         more_s = self._opening_s(files)
         if more_s > _LONG_S:
             self.ledger.note(
-                f"dedup: a task opens {files:,.0f} files once a bucket, which takes {more_s:,.0f} s; "
-                "fewer match.buckets, fewer dedup.buckets_per_task or larger input files make it less"
+                f"dedup: a task opens {files:,.0f} files for each of its buckets, which takes "
+                f"{more_s:,.0f} s; fewer match.buckets, fewer dedup.buckets_per_task or larger "
+                "input files make it less"
             )
         units = np.full(groups * snapshots, pairs / groups / snapshots)
         first = Batch("dedup.snapshot", units, more_s=more_s)
