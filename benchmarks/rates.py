@@ -139,7 +139,8 @@ def _pool(folder: Path) -> Rates:
     queries = scale.queries(words)
     (folder / "queries.txt").write_text("\n".join(queries.to_pylist()))
     runs = []
-    for size, files in (("small", (50_000, 150_000)), ("large", (1_000_000, 500_000, 250_000))):
+    sizes = {"small": (50_000, 150_000), "large": (1_000_000, 500_000, 250_000)}
+    for size, files in sizes.items():
         inputs = folder / f"pool-{size}"
         inputs.mkdir()
         for number, rows in enumerate(files):
@@ -148,6 +149,7 @@ def _pool(folder: Path) -> Rates:
         config = {
             "queries": {"file": [str(folder / "queries.txt")], "total": QUERIES},
             "extract": {"parquet": [f"{inputs}/*.parquet"], "min_words": 1},
+            "dedup": {"buckets_per_task": 64 if size == "small" else 16},
             "balance": {"cap": 1000},
         }
         runs.append(_build(folder / size, config, "balance"))
