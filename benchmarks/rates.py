@@ -50,6 +50,10 @@ REFERENCE = {
     "extract.wat.file_bytes": Figure(
         18.5 * 2**40 / 56_320, "reference: CC-MAIN-2018-39, 56,320 WAT files of 18.5 TiB"
     ),
+    "candidate_bytes": Figure(
+        133.0,
+        "reference: rows of real addresses and captions with their page, as compressed parquet",
+    ),
     "match.share": Figure(0.5, "reference: MetaCLIP, half of the English texts contain a query"),
     "balance.share": Figure(
         0.25, "reference: MetaCLIP, 1.6 billion matched pairs to 400 million; at that size only"
@@ -172,6 +176,7 @@ def _archive(folder: Path) -> Rates:
         "extract": {"wat": [f"{inputs}/*.wat.gz"]},
     }
     runs = [_build(folder / "wat", config, "extract")]
+    assert pilot.total(runs[0].manifests("extract")).rows_out == 13_000, "a candidate a page"
     for articles in (120, 480):
         settings = {"pairs": 1000, "articles": articles, "hours": 3, "archive_files": 1}
         web = {
@@ -226,7 +231,10 @@ def _write_wat(path: Path, pages: int, rng: np.random.Generator) -> None:
             links.append({"path": "IMG@/src", "url": "/logo.png"})
             metadata = {"Links": links, "Head": {"Title": alt}}
             http = {"Response-Message": {"Status": "200"}, "HTML-Metadata": metadata}
-            envelope = {"Payload-Metadata": {"HTTP-Response-Metadata": http}}
+            envelope = {
+                "WARC-Header-Metadata": {"WARC-Target-URI": f"{host}/{page}"},
+                "Payload-Metadata": {"HTTP-Response-Metadata": http},
+            }
             body = json.dumps({"Envelope": envelope}).encode()
             head = (
                 f"WARC/1.0\r\nWARC-Type: metadata\r\nWARC-Target-URI: {host}/{page}\r\n"

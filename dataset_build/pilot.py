@@ -54,8 +54,11 @@ def _observed(run: Run, stage: str) -> Iterator[Observation]:
             continue
         kind = kind_of(planned.task)
         unit, units = _size(run, planned.task, done, kind, stats)
-        pictures = done.stats.rows_out if kind in ("download.all", "pack.shard") else 0
-        kept = sum(output.bytes for output in done.outputs) - pictures * picture
+        kept = float(sum(output.bytes for output in done.outputs))
+        if stage == "extract":
+            kept = 0.0  # its rows are reckoned by themselves, `candidate_bytes`
+        elif kind in ("download.all", "pack.shard"):
+            kept -= done.stats.rows_out * picture
         yield Observation(kind, unit, units, done.seconds, done.memory_mb, kept, len(done.outputs))
 
 
@@ -100,6 +103,9 @@ def figures(run: Run, name: str) -> dict[str, Figure]:
                 rows += done.stats.rows_out
         if rows:
             found[f"extract.{kind}.rows_per_byte"] = rows / size
+    if rows := stats["extract"].rows_out:
+        outputs = (output for done in run.manifests("extract") for output in done.outputs)
+        found["candidate_bytes"] = sum(output.bytes for output in outputs) / rows
     if stats["match"].rows_out:
         pairs = stats["dedup"].counts["pairs_of_snapshots"]
         found["dedup.snapshot_share"] = pairs / stats["match"].rows_out

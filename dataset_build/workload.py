@@ -23,6 +23,7 @@ from pipeline.stage import Run, Task
 RATIOS = ("match", "dedup", "balance", "download", "screen")
 """Stages whose share of rows that pass can be given."""
 _LONG_S = 600
+_RANGE = 1_000_000.0  # rows: what dedup and balance hold at most
 _NO_INPUTS = "the inputs of extract are not there"
 
 
@@ -242,7 +243,9 @@ class Workload:
         assert self.inputs is not None
         batches = [Batch(f"extract.{kind}", sizes) for kind, sizes in self.inputs.kinds.items()]
         out = self.sizes.candidates
-        return Work("extract", "candidates", out, out, (tuple(batches),), self.inputs.bytes)
+        size = out * self.ledger.figure("candidate_bytes")
+        read = self.inputs.bytes
+        return Work("extract", "candidates", out, out, (tuple(batches),), read, data_bytes=size)
 
     def _rows_per_file(self) -> Numbers:
         """Candidates of each input file."""
@@ -270,7 +273,7 @@ class Workload:
             more_bytes=max(0.0, more * self.ledger.figure("row_group.bytes")),
         )
         phases = ((made,), (matched,))
-        read = _kept(self._extract(), self.ledger)
+        read = self._extract().data_bytes
         return Work(*("match", "pairs", self.sizes.candidates, self.sizes.matched, phases, read))
 
     def _dedup(self) -> Work:
@@ -285,8 +288,10 @@ class Workload:
                 "input files make it less"
             )
         units = np.full(groups * snapshots, pairs / groups / snapshots)
-        first = Batch("dedup.snapshot", units, more_s=more_s)
-        merge = Batch("dedup.merge", np.full(groups, self.sizes.matched / groups))
+        first = Batch("dedup.snapshot", units, more_s=more_s, memory_up_to=_RANGE)
+        merge = Batch(
+            "dedup.merge", np.full(groups, self.sizes.matched / groups), memory_up_to=_RANGE
+        )
         rows = self.sizes.matched / self.run.settings("match").buckets / snapshots
         if rows > dedup.MOST_ROWS:
             self.ledger.note(
@@ -336,9 +341,9 @@ class Workload:
         sketch = () if self.run.settings("balance").mode == "metaclip" else ("balance.sketch",)
         phases = (
             (Batch("balance.total", counts),),
-            *((Batch(kind, each),) for kind in sketch),
-            (Batch("balance.thresholds", np.array([self.sizes.entries])),),
-            (Batch("balance.select", each),),
+            *((Batch(kind, each, memory_up_to=_RANGE),) for kind in sketch),
+            (Batch("balance.thresholds", np.array([self.sizes.entries]), memory_up_to=4 * _RANGE),),
+            (Batch("balance.select", each, memory_up_to=_RANGE),),
             (Batch("balance.check", counts),),
         )
         passes = 1 + len(sketch)
@@ -350,7 +355,9 @@ class Workload:
         rows, asked = self.sizes.selected, self.asked
         tasks = max(1, math.ceil(rows / settings.pairs_per_task))
         workers = max(1, asked.connections // settings.threads) if asked.connections else None
-        batch = Batch("download.all", np.full(tasks, rows / tasks), self._network_s(), workers)
+        batch = Batch(
+            "download.all", np.full(tasks, rows / tasks), self._network_s(), workers=workers
+        )
         received = rows * self.ledger.figure("download.received_bytes")
         least_s = 0.0
         if asked.addresses_per_s:
@@ -361,7 +368,7 @@ class Workload:
         read = _kept(selected, self.ledger) + kept_bytes(texts, self.ledger)
         return Work(
             *("download", "pairs", rows, self.sizes.fetched, ((batch,),), read),
-            picture_bytes=self.sizes.fetched * self._picture_bytes(),
+            data_bytes=self.sizes.fetched * self._picture_bytes(),
             least_s=least_s,
         )
 
@@ -386,7 +393,7 @@ class Workload:
         if passes > 1:
             self.ledger.note(f"screen: one task, which reads all digests {passes} times")
         fetched = kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
-        phases = ((Batch("screen.all", np.array([units])),),)
+        phases = ((Batch("screen.all", np.array([units]), memory_up_to=ROWS_AT_ONCE),),)
         return Work("screen", "pairs", self.sizes.fetched, self.sizes.pairs, phases, 3 * fetched)
 
     def _pack(self) -> Work:
@@ -395,11 +402,11 @@ class Workload:
         pictures = rows * self._picture_bytes()
         phases = (
             (Batch("pack.shard", np.full(shards, rows / shards)),),
-            (Batch("pack.gather", np.array([rows])),),
+            (Batch("pack.gather", np.array([rows]), memory_up_to=_RANGE),),
         )
         fetched = kept_bytes(Batch("download.all", np.array([self.sizes.selected])), self.ledger)
         read = self.sizes.fetched * self._picture_bytes() + fetched
-        return Work("pack", "pairs", rows, rows, phases, read, picture_bytes=pictures)
+        return Work("pack", "pairs", rows, rows, phases, read, data_bytes=pictures)
 
 
 def _kept(work: Work, ledger: Ledger) -> float:

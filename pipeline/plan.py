@@ -38,6 +38,8 @@ class Batch:
     """Seconds that each task takes besides what its rate says."""
     more_bytes: float = 0.0
     """Bytes that it publishes besides."""
+    memory_up_to: float = float("inf")
+    """Size from which on its memory no longer grows: the stage works in ranges."""
     workers: int | None = None
     """Tasks at the same time, where something other than the cores bounds them."""
 
@@ -53,8 +55,8 @@ class Work:
     phases: tuple[tuple[Batch, ...], ...]
     """Batches that wait for each other, each of batches that do not."""
     read_bytes: float
-    picture_bytes: float = 0.0
-    """Kept besides what the rates say."""
+    data_bytes: float = 0.0
+    """Kept besides what the rates say: pictures, candidates."""
     least_s: float = 0.0
     """The whole stage takes at least so long, however many cores there are."""
 
@@ -155,7 +157,8 @@ def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
             seconds.append(took + start_s)
             workers = min(workers, batch.workers or cores)
             busy += float(took.sum())
-            memory = max(memory, float(rate.memory_mb.at(batch.units.max())))
+            held = min(float(batch.units.max()), batch.memory_up_to)
+            memory = max(memory, float(rate.memory_mb.at(held)))
             kept += kept_bytes(batch, ledger)
             files += batch.units.size * (rate.files + 2)  # its manifest and its log
             jobs.append(jobs_of(batch.kind, took + start_s, workers))
@@ -167,7 +170,7 @@ def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
     return Cost(
         *(work.stage, work.unit, tasks, work.rows_in, work.rows_out, core_s / 3600),
         max(wall, work.least_s),
-        *(memory, work.read_bytes, kept + work.picture_bytes, files, busy, tuple(jobs)),
+        *(memory, work.read_bytes, kept + work.data_bytes, files, busy, tuple(jobs)),
     )
 
 
