@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -134,7 +134,7 @@ def queries(run: Run) -> int:
 
 
 def _start_s(run: Run) -> float | None:
-    """Seconds between two stages: a process starts, the configuration is read, inputs are found."""
+    """Seconds between two stages, on average: a process ends, plans are made, the next one starts."""
     gaps, ended = [], None
     for stage in STAGES:
         if not (done := run.manifests(stage)):
@@ -143,7 +143,7 @@ def _start_s(run: Run) -> float | None:
         if ended is not None and 0 < began - ended < _LONGEST_GAP_S:
             gaps.append(began - ended)
         ended = max(manifest.finished for manifest in done)
-    return median(gaps) if gaps else None
+    return fmean(gaps) if gaps else None
 
 
 @dataclass(frozen=True)

@@ -162,18 +162,7 @@ class Workload:
 
     def _sizes(self) -> Sizes:
         asked, ledger = self.asked, self.ledger
-        number = asked.queries
-        if number is None:
-            number = pilot.queries(self.run)
-            source = f"{self.run.folder}"
-            if not number:
-                number, source = (
-                    self.run.settings("queries").total,
-                    "queries.total, if it is reached",
-                )
-            ledger.given("queries", number, source)
-        else:
-            ledger.given("queries", number, "given")
+        number = self._query_number()
         candidates = self._candidates()
         matched = candidates * self._share("match")
         unique = matched * self._share("dedup")
@@ -200,6 +189,16 @@ class Workload:
         return Sizes(
             *(number, candidates, matched, unique, selected, fetched, pairs, entries, snapshots)
         )
+
+    def _query_number(self) -> float:
+        """Length of the query list: as given, as it is there, as the pilot's, or as configured."""
+        if self.asked.queries is not None:
+            return self.ledger.given("queries", self.asked.queries, "given")
+        for run in (self.run, *reversed(self.pilots)):
+            if number := pilot.queries(run):
+                return self.ledger.given("queries", number, f"as in {run.folder}")
+        total: int = self.run.settings("queries").total
+        return self.ledger.given("queries", total, "queries.total, if it is reached")
 
     def _cap(self, unique: float) -> pilot.Cap | None:
         """What the cap leaves, by the queries of the pilot with the most pairs."""
