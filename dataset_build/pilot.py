@@ -134,7 +134,7 @@ def queries(run: Run) -> int:
 
 
 def _start_s(run: Run) -> float | None:
-    """Seconds between two stages, on average: a process ends, plans are made, the next one starts."""
+    """Mean seconds between two stages: a process ends, plans are made, the next one starts."""
     gaps, ended = [], None
     for stage in STAGES:
         if not (done := run.manifests(stage)):

@@ -161,7 +161,7 @@ class Workload:
         return self.asked.pairs / (self._share("download") * self._share("screen"))
 
     def _sizes(self) -> Sizes:
-        asked, ledger = self.asked, self.ledger
+        ledger = self.ledger
         number = self._query_number()
         candidates = self._candidates()
         matched = candidates * self._share("match")
