@@ -325,7 +325,7 @@ class Workload:
         """
         each = self.ledger.figure("row_group.read_s")
         buckets: int = self.run.settings("match").buckets
-        mine = min(self.run.settings("dedup").buckets_per_task, buckets)
+        mine: int = min(self.run.settings("dedup").buckets_per_task, buckets)
         before, of_them, known_files = self._known_buckets()
         return max(0.0, 2 * each * (files * mine * buckets - known_files * of_them * before))
 
