@@ -182,6 +182,9 @@ class Workload:
             entries = min(bound * limit * 1.04, matched * 20)
         else:
             entries = cap.entries
+        ledger.given(
+            "balance: selected of unique pairs", selected / unique, "follows from the rest"
+        )
         fetched = selected * self._share("download")
         pairs = fetched * self._share("screen")
         assert self.inputs is not None

@@ -294,10 +294,13 @@ def _table(*headings: str) -> Table:
 
 
 def number(value: float) -> str:
-    """A number as people say it: 0, 0.3, 1,234, 56.1 k, 1.2 billion."""
-    for unit, above in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= unit:
-            return f"{value / (1e3 if above == 'k' else unit):,.3g} {above}"
+    """A number as people say it: 0, 0.3, 1,234, 56.1 k, 1.2 G."""
+    for above, unit, name in (
+        *((1e18, 1e18, "E"), (1e15, 1e15, "P"), (1e12, 1e12, "T"), (1e9, 1e9, "G")),
+        *((1e6, 1e6, "M"), (1e4, 1e3, "k")),
+    ):
+        if value >= above:
+            return f"{_three(value / unit)} {name}"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
 
 
@@ -305,8 +308,13 @@ def size(value: float) -> str:
     """Bytes in decimal units."""
     for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= unit:
-            return f"{value / unit:.3g} {name}"
+            return f"{_three(value / unit)} {name}"
     return f"{value:.0f} B"
+
+
+def _three(value: float) -> str:
+    """Three digits that count, never in powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
