@@ -143,7 +143,7 @@ def _pool(folder: Path) -> Rates:
     queries = scale.queries(words)
     (folder / "queries.txt").write_text("\n".join(queries.to_pylist()))
     runs = []
-    sizes = {"small": (50_000, 150_000), "large": (1_000_000, 500_000, 250_000)}
+    sizes = {"tiny": (2000,), "small": (50_000, 150_000), "large": (1_000_000, 500_000, 250_000)}
     for size, files in sizes.items():
         inputs = folder / f"pool-{size}"
         inputs.mkdir()
@@ -265,7 +265,9 @@ def _pictures(folder: Path) -> Rates:
     kinds = ("download.", "pack.shard")
     found = _fitted(runs, "pictures", lambda kind: kind.startswith(kinds))
     figures = _assumed(found, ("screen.share", "download.requests"), "sample web")
-    return Rates(found.kinds, {**figures, "start_s": found.figures["start_s"]})
+    return Rates(
+        found.kinds, {**figures, **{name: found.figures[name] for name in ("start_s", "stage_s")}}
+    )
 
 
 _WARC_FILES = "sample_web:archive/*.warc.gz"

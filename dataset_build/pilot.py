@@ -116,8 +116,10 @@ def figures(run: Run, name: str) -> dict[str, Figure]:
         found["download.network_s"] = 0.0  # the run's own seconds hold it
     if picture := picture_bytes(run):
         found["picture_bytes"] = picture
-    if gap := _start_s(run):
-        found["start_s"] = gap
+    within, between = _gaps(run)
+    if within and between:
+        found["start_s"] = fmean(within)
+        found["stage_s"] = max(0.0, fmean(between) - fmean(within))
     return {key: Figure(value, f"measured in {name}") for key, value in found.items()}
 
 
@@ -133,17 +135,23 @@ def queries(run: Run) -> int:
     return sum(output.rows or 0 for output in outputs if output.name == "queries.parquet")
 
 
-def _start_s(run: Run) -> float | None:
-    """Mean seconds between two stages: a process ends, plans are made, the next one starts."""
-    gaps, ended = [], None
+def _gaps(run: Run) -> tuple[list[float], list[float]]:
+    """Seconds in which no task was at work: between phases of a stage, and between stages.
+
+    In the first a process ends, plans are made and the next process starts; in the second the stage
+    is put in order as well.
+    """
+    within: list[float] = []
+    between: list[float] = []
+    ended: float | None = None
     for stage in STAGES:
-        if not (done := run.manifests(stage)):
-            break
-        began = min(manifest.finished - manifest.seconds for manifest in done)
-        if ended is not None and 0 < began - ended < _LONGEST_GAP_S:
-            gaps.append(began - ended)
-        ended = max(manifest.finished for manifest in done)
-    return fmean(gaps) if gaps else None
+        done = sorted(run.manifests(stage), key=lambda one: one.finished - one.seconds)
+        for place, manifest in enumerate(done):
+            gap = 0.0 if ended is None else manifest.finished - manifest.seconds - ended
+            if 0 < gap < _LONGEST_GAP_S:
+                (within if place else between).append(gap)
+            ended = max(ended or 0.0, manifest.finished)
+    return within, between
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def kept_bytes(batch: Batch, ledger: Ledger) -> float:
 
 def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
     """A stage's cost on so many cores, a task a core."""
-    start_s = ledger.figure("start_s")
+    start_s, stage_s = ledger.figure("start_s"), ledger.figure("stage_s")
     busy = core_s = wall = memory = kept = files = 0.0
     tasks, jobs = 0, []
     for phase in work.phases:
@@ -169,7 +169,7 @@ def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
             wall += wall_s(together, workers)
     return Cost(
         *(work.stage, work.unit, tasks, work.rows_in, work.rows_out, core_s / 3600),
-        max(wall, work.least_s),
+        max(wall + stage_s, work.least_s),
         *(memory, work.read_bytes, kept + work.data_bytes, files, busy, tuple(jobs)),
     )
 

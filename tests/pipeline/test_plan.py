@@ -17,7 +17,12 @@ from pipeline.rates import Figure, Line, Rate, Rates
 
 def ledger() -> Ledger:
     rate = Rate("rows", Line(2, 0.1), Line(100, 1), Line(0, 10), 3, 5, 50, "a pilot")
-    return Ledger(Rates({"a.b": rate, "a.c": rate}, {"start_s": Figure(1, "a clock")}))
+    return Ledger(
+        Rates(
+            {"a.b": rate, "a.c": rate},
+            {"start_s": Figure(1, "a clock"), "stage_s": Figure(0.5, "a clock")},
+        )
+    )
 
 
 def work(*phases: Batch, **more: float) -> Work:
@@ -33,7 +38,7 @@ def test_a_stage_costs_the_sum_of_its_tasks() -> None:
     # 3 + 4 + 5 s and 12 s, a second more each for its process
     assert cost.busy_s == pytest.approx(24)
     assert cost.core_hours * 3600 == pytest.approx(28)
-    assert cost.wall_s == pytest.approx(6 + 13)
+    assert cost.wall_s == pytest.approx(6 + 13 + 0.5)
     assert cost.memory_mb == 200
     assert cost.kept_bytes == 1600
     assert cost.files == 4 * (3 + 2)
@@ -48,9 +53,8 @@ def test_the_network_may_be_slower_than_the_processor() -> None:
 def test_connections_bound_the_tasks_at_the_same_time() -> None:
     many = tasks(*[10] * 8)
     narrow = Batch(many.kind, many.units, workers=2)
-    assert (
-        plan.cost(work(narrow), ledger(), 8).wall_s == 4 * plan.cost(work(many), ledger(), 8).wall_s
-    )
+    assert plan.cost(work(many), ledger(), 8).wall_s == pytest.approx(4 + 0.5)
+    assert plan.cost(work(narrow), ledger(), 8).wall_s == pytest.approx(4 * 4 + 0.5)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 50])
