@@ -1,5 +1,6 @@
 # OpenWIT: `make help` lists the targets. Each sets up what it needs by itself.
 
+NUMBERS ?=
 ifneq ($(RUN),)
 CONFIG  ?= $(or $(wildcard $(RUN)/config.yaml),configs/sample.yaml)
 endif
@@ -14,7 +15,7 @@ FORMAT  ?= open_clip
 TO      ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG RUN ON WAIT WORKERS SET NAME FORMAT TO PYTHON
+KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -28,7 +29,7 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config slurm-check test \
+.PHONY: help setup demo build-dataset train evaluate export report status verify config plan slurm-check test \
         test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
@@ -40,6 +41,7 @@ help: ## list the targets and variables
 	@echo '  SET="a.b=c d.e=f"       change single settings'
 	@echo '  ON=local WORKERS=n      where tasks run, and how many at the same time'
 	@echo '  ON=slurm WAIT=1         as jobs of a cluster; WAIT=1 stays until all is done'
+	@echo '  NUMBERS="--from runs/x" what `make plan` reckons with'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
@@ -83,6 +85,9 @@ verify: setup ## read every published file of RUN again and compare checksums
 
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)
+
+plan: setup ## what CONFIG will cost, for your NUMBERS="--candidates 12e9 --pairs 400e6 --gpu H100"
+	@$(PIPELINE) plan $(CONFIG) --run $(RUN) $(NUMBERS) $(SET)
 
 slurm-check: setup ## can this cluster do what CONFIG asks of it, and what must be set
 	@$(PIPELINE) slurm-check $(CONFIG) --run $(RUN) $(SET)

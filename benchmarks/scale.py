@@ -39,7 +39,7 @@ _CHANCE = np.cumsum(1 / np.arange(1, _WORDS + 1))
 Numbers = npt.NDArray[np.int64]
 
 
-def _vocabulary() -> pa.Array:
+def vocabulary() -> pa.Array:
     """Made-up words of two to five syllables, the frequent ones short."""
     words = []
     for number in range(len(_SYLLABLES), len(_SYLLABLES) + _WORDS):
@@ -60,7 +60,8 @@ def _phrases(words: pa.Array, rng: np.random.Generator, lengths: Numbers) -> pa.
     return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
 
 
-def _queries(words: pa.Array) -> pa.Array:
+def queries(words: pa.Array) -> pa.Array:
+    """`QUERIES` different phrases of one to four words."""
     rng = np.random.default_rng(0)
     found = words
     while len(found) < QUERIES:
@@ -69,7 +70,7 @@ def _queries(words: pa.Array) -> pa.Array:
     return found.slice(0, QUERIES)
 
 
-def _candidates(words: pa.Array, number: int) -> pa.Table:
+def candidates(words: pa.Array, number: int) -> pa.Table:
     """File `number` of the candidates."""
     rng = np.random.default_rng([1, number])
     text = _phrases(words, rng, np.minimum(rng.poisson(8, _FILE) + 1, 20))
@@ -107,14 +108,14 @@ def _publish(run: Run, stage: str, number: int, name: str, table: pa.Table) -> P
 
 
 def _measure(millions: int, folder: Path) -> dict[str, Any]:
-    words = _vocabulary()
+    words = vocabulary()
     config = Config.model_validate({"local": {"workers": WORKERS}})
     run = Run(folder, config)
-    queries = pa.table({"text": (names := _queries(words)), "norm": names})
-    run.save_plan("queries", [_publish(run, "queries", 0, "queries.parquet", queries)])
+    listed = pa.table({"text": (names := queries(words)), "norm": names})
+    run.save_plan("queries", [_publish(run, "queries", 0, "queries.parquet", listed)])
     files = millions * 1_000_000 // _FILE
     planned = [
-        _publish(run, "extract", n, f"candidates-S-{n:05d}.parquet", _candidates(words, n))
+        _publish(run, "extract", n, f"candidates-S-{n:05d}.parquet", candidates(words, n))
         for n in range(files)
     ]
     run.save_plan("extract", planned)

@@ -49,7 +49,9 @@ _FIRST = ("uid", "file", "page_url", "source", "text", "url")
 _MATCHED = re.compile(r"match:matched-(?P<snapshot>.+)-\d+-\d+\.parquet")
 _ROW_GROUP = 16_384  # rows; a reader of a range of uids skips the others
 _RANGE_ROWS = 65_536  # held in memory and sorted, some 500 bytes each
-_MOST_RANGES = 512  # files open at one time; reached at 33 million rows in a bucket
+_MOST_RANGES = 512  # files open at one time
+MOST_ROWS = _MOST_RANGES * _RANGE_ROWS
+"""Rows in a bucket, 33 million, from which on memory grows with them."""
 
 
 def groups(run: Run) -> list[tuple[int, int]]:

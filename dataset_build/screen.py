@@ -29,7 +29,7 @@ from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
-_ROWS_AT_ONCE = 32_000_000  # of 24 bytes, three times over while they are sorted: 2.3 GB
+ROWS_AT_ONCE = 32_000_000  # of 24 bytes, three times over while they are sorted: 2.3 GB
 
 Ranks = npt.NDArray[np.int64]
 Verdicts = npt.NDArray[np.uint8]
@@ -156,9 +156,9 @@ def _verdicts(paths: list[Path], settings: ScreenSettings, attempt: Attempt) -> 
     """One verdict per row over all files, uint8 [rows]. Files, and rows in them, ascend by uid."""
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     verdicts = np.full(total, _NO_PICTURE, dtype=np.uint8)
-    passes = -(-total // _ROWS_AT_ONCE)
+    passes = -(-total // ROWS_AT_ONCE)
     for number in range(passes):
-        high, low, ranks = _digests(paths, number, passes, attempt)
+        high, low, ranks = digests(paths, number, passes, attempt)
         verdicts[ranks] = _KEEP
         order = np.lexsort((low, high))  # stable: equal digests stay in the order of uids
         high, low, ranks = high[order], low[order], ranks[order]
@@ -176,7 +176,7 @@ def _verdicts(paths: list[Path], settings: ScreenSettings, attempt: Attempt) -> 
     return verdicts
 
 
-def _digests(
+def digests(
     paths: list[Path], number: int, passes: int, attempt: Attempt
 ) -> tuple[U64, U64, Ranks]:
     """The first 128 bits of the digests that belong to this pass, in halves, and their rows.

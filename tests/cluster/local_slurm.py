@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.cluster import conf
 from tests.cluster.keeper import NODE_VARIABLE, descendants, environment
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client")
 _ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
 _POLL_S = 0.05
 
 
@@ -42,8 +45,9 @@ def missing() -> str:
 def can_hide() -> bool:
     """Whether this user may mount something for a node alone."""
     mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    done = shutil.which("unshare") and subprocess.run(mount, capture_output=True, check=False)
-    return bool(done) and done.returncode == 0
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 
 @dataclass(frozen=True)
@@ -108,17 +112,14 @@ class Cluster:
 
     def wait(self, job: str, *states: str, timeout_s: float = 60) -> list[dict[str, str]]:
         """Wait until every element of a job is in one of `states`."""
-        return self.until(
-            lambda: (
-                (entries := self.jobs(job))
-                and all(entry["JobState"] in states for entry in entries)
-                and entries
-            ),
-            f"job {job} to be {' or '.join(states)}",
-            timeout_s,
-        )
 
-    def until(self, holds: Callable[[], object], what: str, timeout_s: float = 60) -> object:
+        def there() -> list[dict[str, str]]:
+            entries = self.jobs(job)
+            return entries if all(entry["JobState"] in states for entry in entries) else []
+
+        return self.until(there, f"job {job} to be {' or '.join(states)}", timeout_s)
+
+    def until(self, holds: Callable[[], T], what: str, timeout_s: float = 60) -> T:
         """Ask until the answer is true, and return it; `TimeoutError` says what the queue had."""
         deadline = time.monotonic() + timeout_s
         while not (answer := holds()):

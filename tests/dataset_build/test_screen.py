@@ -191,9 +191,9 @@ def test_the_verdict_depends_on_nothing_but_the_pairs(
             repeated = number is not None and seen[content] >= number
             expected[uid] = "duplicate_picture" if repeated else ""
             seen[content] += 1
-    own = screen._ROWS_AT_ONCE
+    own = screen.ROWS_AT_ONCE
     try:
-        screen._ROWS_AT_ONCE = -(-len(rows) // passes)
+        screen.ROWS_AT_ONCE = -(-len(rows) // passes)
         assert screened(rows, files, pairs_per_picture=number)[0] == expected
     finally:
-        screen._ROWS_AT_ONCE = own
+        screen.ROWS_AT_ONCE = own

@@ -1,0 +1,419 @@
+"""What tasks a build will consist of, stage by stage, before any of its data is there.
+
+The numbers of rows follow from the inputs on the disk or from what the user gives, through the
+shares that pass each stage; the tasks follow from the rows as each stage's own plan cuts them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dataset_build import dedup, extract, pilot, queries
+from dataset_build.balance import BalanceSettings
+from dataset_build.screen import ROWS_AT_ONCE
+from pipeline.config import ConfigError, MissingInput
+from pipeline.plan import Batch, Ledger, Work, kept_bytes
+from pipeline.rates import Numbers
+from pipeline.stage import Run, Task
+
+RATIOS = ("match", "dedup", "balance", "download", "screen")
+"""Stages whose share of rows that pass can be given."""
+_LONG_S = 600
+_RANGE = 1_000_000.0  # rows: what dedup and balance hold at most
+_NO_INPUTS = "the inputs of extract are not there"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of a build; None: to be found out."""
+
+    candidates: float | None = None
+    selected: float | None = None
+    pairs: float | None = None
+    queries: float | None = None
+    files: int | None = None
+    snapshots: int | None = None
+    connections: int | None = None
+    addresses_per_s: float | None = None
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows that leave each stage."""
+
+    queries: float
+    candidates: float
+    matched: float
+    unique: float
+    """Pairs that leave `dedup`."""
+    selected: float
+    fetched: float
+    pairs: float
+    entries: float
+    """Sketch entries of `balance`."""
+    snapshots: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that `extract` will read."""
+
+    kinds: dict[str, Numbers]
+    """`wat`, `warc`, `parquet` -> bytes of each file."""
+    snapshots: int
+
+    @property
+    def bytes(self) -> float:
+        """Of all files."""
+        return float(sum(sizes.sum() for sizes in self.kinds.values()))
+
+
+class Workload:
+    """The work of a build: `stages()`, and the numbers of rows that it follows from."""
+
+    def __init__(self, run: Run, asked: Asked, ledger: Ledger, pilots: list[Run]) -> None:
+        self.run = run
+        self.asked = asked
+        self.ledger = ledger
+        self.pilots = pilots
+        for name, value in asked.ratios.items():
+            ledger.given(f"{name}.share", value, "given")
+        self.inputs = self._inputs()
+        self.sizes = self._sizes()
+        self.facts: dict[str, float] = {}
+
+    def stages(self) -> list[Work]:
+        """The stages in their order, up to `until`."""
+        made = [
+            *(self._queries(), self._extract(), self._match(), self._dedup(), self._balance()),
+            *(self._download(), self._screen(), self._pack()),
+        ]
+        names = [work.stage for work in made]
+        return made[: names.index(getattr(self.run.config, "until", "pack")) + 1]
+
+    # Sizes
+
+    def _share(self, name: str) -> float:
+        given = self.asked.ratios.get(name)
+        return given if given is not None else self.ledger.figure(f"{name}.share")
+
+    def _inputs(self) -> Inputs | None:
+        """Files that are on the disk, or as many as the candidates that were asked for take."""
+        settings: extract.ExtractSettings = self.run.settings("extract")
+        configured = [kind for kind in ("wat", "warc", "parquet") if getattr(settings, kind)]
+        if self.asked.candidates is None:
+            try:
+                tasks = extract.plan(self.run)
+            except (MissingInput, ConfigError):
+                return None
+            snapshots = len({task.params["snapshot"] for task in tasks})
+            kinds = {}
+            for kind in configured:
+                sizes = [_bytes(self.run, task) for task in tasks if task.params["kind"] == kind]
+                kinds[kind] = np.array(sizes, np.float64)
+            self.ledger.given("input files", len(tasks), "on the disk, as configured")
+            return Inputs(kinds, self.asked.snapshots or snapshots)
+        return self._made_up(configured[0] if configured else "wat", self.asked.candidates)
+
+    def _made_up(self, kind: str, candidates: float) -> Inputs:
+        size = candidates / self.ledger.figure(f"extract.{kind}.rows_per_byte")
+        if (files := self.asked.files) is None:
+            files = max(1, round(size / self.ledger.figure(f"extract.{kind}.file_bytes")))
+        self.ledger.given("input files", files, "given" if self.asked.files else "bytes / file")
+        snapshots = self.asked.snapshots or 1
+        self.ledger.given("snapshots", snapshots, "given" if self.asked.snapshots else "assumed")
+        return Inputs({kind: np.full(files, size / files)}, snapshots)
+
+    def _candidates(self) -> float:
+        if self.asked.candidates is not None:
+            return self.ledger.given("candidates", self.asked.candidates, "given")
+        if self.inputs is not None:
+            return sum(
+                float(sizes.sum()) * self.ledger.figure(f"extract.{kind}.rows_per_byte")
+                for kind, sizes in self.inputs.kinds.items()
+                if sizes.size
+            )
+        selected = self._asked_selected()
+        if selected is None:
+            raise ConfigError(
+                f"plan: {_NO_INPUTS}; say how many candidates they will give (--candidates 12e9), "
+                "or how many pairs the dataset shall have (--pairs 400e6)"
+            )
+        passing = self._share("match") * self._share("dedup") * self._share("balance")
+        found = self.ledger.given("candidates", selected / passing, "what the pairs take")
+        settings: extract.ExtractSettings = self.run.settings("extract")
+        kinds = [kind for kind in ("wat", "warc", "parquet") if getattr(settings, kind)]
+        self.inputs = self._made_up(kinds[0] if kinds else "wat", found)
+        return found
+
+    def _asked_selected(self) -> float | None:
+        """Pairs that `balance` must select, where that or the dataset's size was asked for."""
+        if self.asked.selected is not None:
+            return self.ledger.given("selected", self.asked.selected, "given")
+        if self.asked.pairs is None:
+            return None
+        self.ledger.given("pairs", self.asked.pairs, "given")
+        return self.asked.pairs / (self._share("download") * self._share("screen"))
+
+    def _sizes(self) -> Sizes:
+        ledger = self.ledger
+        number = self._query_number()
+        candidates = self._candidates()
+        matched = candidates * self._share("match")
+        unique = matched * self._share("dedup")
+        cap = self._cap(unique)
+        selected = self._asked_selected()
+        if selected is None:
+            selected = unique * (cap.share if cap else self._share("balance"))
+        elif selected > unique:
+            raise ConfigError(
+                f"plan: {selected:,.0f} selected pairs are asked for, but {candidates:,.0f} "
+                f"candidates leave only {unique:,.0f} to select from; give more --candidates, or "
+                "say with --ratio match=… dedup=… that more pass"
+            )
+        if cap is None:
+            limit = self.run.settings("balance").limit.pairs
+            bound = ledger.figure("balance.capped_queries") * number
+            entries = min(bound * limit * 1.04, matched * 20)
+        else:
+            entries = cap.entries
+        ledger.given(
+            "balance: selected of unique pairs", selected / unique, "follows from the rest"
+        )
+        fetched = selected * self._share("download")
+        pairs = fetched * self._share("screen")
+        assert self.inputs is not None
+        snapshots = self.inputs.snapshots
+        return Sizes(
+            *(number, candidates, matched, unique, selected, fetched, pairs, entries, snapshots)
+        )
+
+    def _query_number(self) -> float:
+        """Length of the query list: as given, as it is there, as the pilot's, or as configured."""
+        if self.asked.queries is not None:
+            return self.ledger.given("queries", self.asked.queries, "given")
+        for run in (self.run, *reversed(self.pilots)):
+            if number := pilot.queries(run):
+                return self.ledger.given("queries", number, f"as in {run.folder}")
+        total: int = self.run.settings("queries").total
+        return self.ledger.given("queries", total, "queries.total, if it is reached")
+
+    def _cap(self, unique: float) -> pilot.Cap | None:
+        """What the cap leaves, by the queries of the pilot with the most pairs."""
+        if "balance" in self.asked.ratios:
+            return None
+        settings: BalanceSettings = self.run.settings("balance")
+        known = [(pilot.total(run.manifests("dedup")).rows_out, run) for run in self.pilots]
+        if not known:
+            return None
+        rows, run = max(known, key=lambda one: one[0])
+        files = len(dedup.groups(self.run))
+        if not rows or (cap := pilot.under_cap(run, unique / rows, settings, files)) is None:
+            return None
+        how = f"1 - Π(1 - cap / count), counts of {run.folder} times {unique / rows:.3g}"
+        self.ledger.given("balance.share by the cap", cap.share, how)
+        self.ledger.given("queries over the cap", cap.bound, how.partition(", ")[2])
+        return cap
+
+    # Stages
+
+    def _queries(self) -> Work:
+        batches, size = [], 0.0
+        try:
+            tasks = queries.plan(self.run)
+        except (MissingInput, ConfigError):
+            tasks = []
+            self.ledger.note(
+                "queries: its dumps are not there, so counting them is not reckoned in"
+            )
+        for step in ("wikipedia", "page_views"):
+            mine = [_bytes(self.run, task) for task in tasks if task.params["step"] == step]
+            size += sum(mine)
+            if mine:
+                batches.append(Batch(f"queries.{step}", np.array(mine, np.float64)))
+        last = Batch("queries.assemble", np.array([self.sizes.queries]))
+        number = self.sizes.queries
+        phases = (tuple(batches), (last,)) if batches else ((last,),)
+        return Work("queries", "queries", number, number, phases, size)
+
+    def _extract(self) -> Work:
+        assert self.inputs is not None
+        batches = [Batch(f"extract.{kind}", sizes) for kind, sizes in self.inputs.kinds.items()]
+        out = self.sizes.candidates
+        size = out * self.ledger.figure("candidate_bytes")
+        read = self.inputs.bytes
+        return Work("extract", "candidates", out, out, (tuple(batches),), read, data_bytes=size)
+
+    def _rows_per_file(self) -> Numbers:
+        """Candidates of each input file."""
+        assert self.inputs is not None
+        parts = [
+            sizes * self.ledger.figure(f"extract.{kind}.rows_per_byte")
+            for kind, sizes in self.inputs.kinds.items()
+            if sizes.size
+        ]
+        rows = np.concatenate(parts)
+        scaled: Numbers = rows * (self.sizes.candidates / rows.sum())
+        return scaled
+
+    def _match(self) -> Work:
+        rows = self._rows_per_file()
+        parts = np.maximum(1, np.ceil(rows / self.run.settings("match").rows_per_task))
+        units = np.repeat(rows / parts, parts.astype(np.int64))
+        made = Batch("match.matcher", np.array([self.sizes.queries]))
+        # A row group for each bucket, in every file.
+        more = self.run.settings("match").buckets - self._known_buckets()[0]
+        matched = Batch(
+            "match.match",
+            units,
+            more_s=max(0.0, more * self.ledger.figure("row_group.write_s")),
+            more_bytes=max(0.0, more * self.ledger.figure("row_group.bytes")),
+        )
+        phases = ((made,), (matched,))
+        read = self._extract().data_bytes
+        return Work(*("match", "pairs", self.sizes.candidates, self.sizes.matched, phases, read))
+
+    def _dedup(self) -> Work:
+        groups, snapshots = len(dedup.groups(self.run)), self.sizes.snapshots
+        pairs = self.sizes.matched * self.ledger.figure("dedup.snapshot_share")
+        files = float(self._match().phases[1][0].units.size) / snapshots
+        more_s = self._opening_s(files)
+        if more_s > _LONG_S:
+            self.ledger.note(
+                f"dedup: a task opens {files:,.0f} files for each of its buckets, which takes "
+                f"{more_s:,.0f} s; fewer match.buckets, fewer dedup.buckets_per_task or larger "
+                "input files make it less"
+            )
+        units = np.full(groups * snapshots, pairs / groups / snapshots)
+        first = Batch("dedup.snapshot", units, more_s=more_s, memory_up_to=_RANGE)
+        merge = Batch(
+            "dedup.merge", np.full(groups, self.sizes.matched / groups), memory_up_to=_RANGE
+        )
+        rows = self.sizes.matched / self.run.settings("match").buckets / snapshots
+        if rows > dedup.MOST_ROWS:
+            self.ledger.note(
+                f"match.buckets: {rows:,.0f} rows of a snapshot in one bucket, above "
+                f"{dedup.MOST_ROWS:,} memory grows with them; raise it to "
+                f"{self._buckets(rows)}"
+            )
+        read = _kept(self._match(), self.ledger) + kept_bytes(first, self.ledger)
+        return Work(
+            *("dedup", "pairs", self.sizes.matched, self.sizes.unique, ((first,), (merge,)), read)
+        )
+
+    def _known_buckets(self) -> tuple[int, int, float]:
+        """Buckets, buckets a task and files a snapshot of the tasks that were measured."""
+        if not self.pilots:
+            return 64, 16, 3.0
+        run = self.pilots[-1]
+        match, settings = run.settings("match"), run.settings("dedup")
+        names = [task.task.params for task in run.plan("dedup")]
+        snapshots = len({params["snapshot"] for params in names if "snapshot" in params})
+        files = len(run.plan("match")) - 1
+        return (
+            match.buckets,
+            min(settings.buckets_per_task, match.buckets),
+            files / (snapshots or 1),
+        )
+
+    def _opening_s(self, files: float) -> float:
+        """What reading the footers of all files takes a task, more than it took those measured.
+
+        A file's footer names all its row groups, one a bucket, and is read twice a bucket.
+        """
+        each = self.ledger.figure("row_group.read_s")
+        buckets: int = self.run.settings("match").buckets
+        mine: int = min(self.run.settings("dedup").buckets_per_task, buckets)
+        before, of_them, known_files = self._known_buckets()
+        return max(0.0, 2 * each * (files * mine * buckets - known_files * of_them * before))
+
+    def _buckets(self, rows: float) -> int:
+        buckets: int = self.run.settings("match").buckets
+        return min(65_536, buckets << max(0, math.ceil(math.log2(rows / dedup.MOST_ROWS))))
+
+    def _balance(self) -> Work:
+        files, pairs = len(dedup.groups(self.run)), self.sizes.unique
+        counts = np.array([files * self.sizes.queries])
+        each = np.full(files, pairs / files)
+        sketch = () if self.run.settings("balance").mode == "metaclip" else ("balance.sketch",)
+        phases = (
+            (Batch("balance.total", counts),),
+            *((Batch(kind, each, memory_up_to=_RANGE),) for kind in sketch),
+            (Batch("balance.thresholds", np.array([self.sizes.entries]), memory_up_to=4 * _RANGE),),
+            (Batch("balance.select", each, memory_up_to=_RANGE),),
+            (Batch("balance.check", counts),),
+        )
+        passes = 1 + len(sketch)
+        read = passes * kept_bytes(Batch("dedup.merge", each), self.ledger)
+        return Work("balance", "pairs", pairs, self.sizes.selected, phases, read)
+
+    def _download(self) -> Work:
+        settings = self.run.settings("download")
+        rows, asked = self.sizes.selected, self.asked
+        tasks = max(1, math.ceil(rows / settings.pairs_per_task))
+        workers = max(1, asked.connections // settings.threads) if asked.connections else None
+        batch = Batch(
+            "download.all", np.full(tasks, rows / tasks), self._network_s(), workers=workers
+        )
+        received = rows * self.ledger.figure("download.received_bytes")
+        least_s = 0.0
+        if asked.addresses_per_s:
+            least_s = rows / self.ledger.given("addresses a second", asked.addresses_per_s, "given")
+        self.facts["download: requests"] = rows * self.ledger.figure("download.requests")
+        self.facts["download: received bytes"] = received
+        selected, texts = self._balance(), Batch("dedup.snapshot", np.array([self.sizes.unique]))
+        read = _kept(selected, self.ledger) + kept_bytes(texts, self.ledger)
+        return Work(
+            *("download", "pairs", rows, self.sizes.fetched, ((batch,),), read),
+            data_bytes=self.sizes.fetched * self._picture_bytes(),
+            least_s=least_s,
+        )
+
+    def _network_s(self) -> float:
+        return self.ledger.figure("download.network_s")
+
+    def _picture_bytes(self) -> float:
+        """Of a stored picture; those of a pilot that stored another size, by the area."""
+        side = self.run.settings("download").image_size
+        known = self.ledger.figure("picture_bytes")
+        measured = self.pilots[-1].settings("download").image_size if self.pilots else 256
+        if side == measured:
+            return known
+        scaled = known * (side / measured) ** 2
+        source = f"{measured} pixels gave {known:,.0f}; by the area for {side}"
+        return self.ledger.given("picture_bytes at this size", scaled, source)
+
+    def _screen(self) -> Work:
+        rows = self.sizes.selected
+        passes = math.ceil(rows / ROWS_AT_ONCE)
+        units = rows * (1 + (passes - 1) * self.ledger.figure("screen.pass_share"))
+        if passes > 1:
+            self.ledger.note(f"screen: one task, which reads all digests {passes} times")
+        fetched = kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
+        phases = ((Batch("screen.all", np.array([units]), memory_up_to=ROWS_AT_ONCE),),)
+        return Work("screen", "pairs", self.sizes.fetched, self.sizes.pairs, phases, 3 * fetched)
+
+    def _pack(self) -> Work:
+        rows = self.sizes.pairs
+        shards = max(1, math.ceil(rows / self.run.settings("pack").pairs_per_shard))
+        pictures = rows * self._picture_bytes()
+        phases = (
+            (Batch("pack.shard", np.full(shards, rows / shards)),),
+            (Batch("pack.gather", np.array([rows]), memory_up_to=_RANGE),),
+        )
+        fetched = kept_bytes(Batch("download.all", np.array([self.sizes.selected])), self.ledger)
+        read = self.sizes.fetched * self._picture_bytes() + fetched
+        return Work("pack", "pairs", rows, rows, phases, read, data_bytes=pictures)
+
+
+def _kept(work: Work, ledger: Ledger) -> float:
+    return sum(kept_bytes(batch, ledger) for phase in work.phases for batch in phase)
+
+
+def _bytes(run: Run, task: Task) -> float:
+    return float(sum(run.path(reference).stat().st_size for reference in task.reads))
