@@ -17,6 +17,7 @@ from dataset_build import selection
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import U64
 from dataset_build.thresholds import likely_bound
+from pipeline.files import open_parquet
 from pipeline.manifest import Manifest, Stats
 from pipeline.rates import Figure, Observation
 from pipeline.stage import Run, Task
@@ -191,7 +192,7 @@ def under_cap(run: Run, growth: float, settings: BalanceSettings, files: int) ->
     chance = np.minimum(1.0, limit.pairs / grown)
     selected = rows = 0.0
     for path in (path for path in paths if path.name.startswith("pairs-")):
-        with pq.ParquetFile(path) as pairs:
+        with open_parquet(path) as pairs:
             for batch in pairs.iter_batches(65_536, columns=["query_ids"]):
                 row, query = selection.matches(batch["query_ids"])
                 if settings.mode == "attributed":

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("dataset_build", "train", "slurm", "sample_web")
-LOOK_UPWARD = {"pipeline/recipe.py", "pipeline/__main__.py"}
+LOOK_UPWARD = {
+    "pipeline/recipe.py",
+    *(f"pipeline/commands/{name}.py" for name in ("advance", "look", "plan")),
+}
 
 
 def imported(path: Path) -> set[str]:

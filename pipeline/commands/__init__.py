@@ -1,0 +1,1 @@
+"""What the command line's words do; only here and in `recipe` does the core look at the stages."""

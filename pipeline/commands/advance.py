@@ -1,0 +1,186 @@
+"""Commands that run stages: build, train, evaluate; and what executors start: task, chunk."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline import config as configuration
+from pipeline import progress, runner
+from pipeline.config import ConfigError, MissingInput
+from pipeline.local import LocalExecutor, die_with_parent
+from pipeline.stage import Executor, Run, Stage
+from pipeline.stop import StopFlag
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Config
+
+
+def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
+    """The run that a command names, and its configuration as the command has it."""
+    from pipeline import recipe
+
+    overrides = list(options.overrides)
+    if getattr(options, "workers", None) is not None:
+        overrides.append(f"local.workers={options.workers}")
+    unset: list[str] = []
+    config = configuration.load(recipe.Config, options.config, overrides, unset)
+    options.run = options.run or Path("runs") / options.config.stem
+    if options.command == "build" and not recipe.names_inputs(config):
+        alone = f"it is for training alone: `make train CONFIG={options.config} RUN={options.run}`"
+        raise ConfigError(f"{options.config}: names nothing to build from in queries and extract; "
+                          + (alone if config.train.data.datasets else "name it there"))  # fmt: skip
+    if unset:
+        raise ConfigError("\n".join(unset))
+    return Run(options.run.absolute(), config), config
+
+
+def build(options: argparse.Namespace) -> int:
+    """Run the dataset's stages."""
+    from pipeline import recipe
+
+    run, config = open_run(options)
+    stages = recipe.build_stages(config)
+    runner.begin(run, stages[0])
+    return _advance(options, run, config, stages, "dataset")
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train on a dataset that is built, or on others."""
+    return _after_build(options, "train")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Train if need be, and measure."""
+    return _after_build(options, "evaluate")
+
+
+def _after_build(options: argparse.Namespace, last: str) -> int:
+    """Run the training stages up to `last`; a dataset of the run's own must be built already."""
+    from pipeline import recipe
+    from train import launch
+
+    run, config = open_run(options)
+    own = () if config.train.data.datasets else recipe.build_stages(config)
+    if own and config.until != "pack":
+        raise ConfigError(f"{options.config}: until: the dataset ends at {config.until!r}, so there"
+                          " are no shards to train on; set until: pack")  # fmt: skip
+    if own and not run.completed("pack"):
+        raise MissingInput(f"{options.run}: not built yet: {_build_first(options)}")
+    stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
+    names = [stage.name for stage in stages]
+    runner.begin(run, stages[0])
+    here = options.on == "local"  # else nothing of the run is touched
+    with launch.only_training(run.stage_folder("train")) if here else nullcontext():
+        if stage := runner.outdated(run, own, config.max_failed_tasks):
+            raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
+                               f" {options.config}: {_build_first(options)}")  # fmt: skip
+        for stage in own:
+            run.save_plan(stage.name, run.plan(stage.name))
+        return _advance(options, run, config, stages[: names.index(last) + 1], last)
+
+
+def _build_first(options: argparse.Namespace) -> str:
+    settings = " ".join(options.overrides)
+    given = f' SET="{settings}"' if settings else ""
+    return (f"run `make build-dataset CONFIG={options.config} RUN={options.run}{given}` first, or"
+            " name other datasets in train.data.datasets")  # fmt: skip
+
+
+def _advance(
+    options: argparse.Namespace, run: Run, config: Config, stages: Sequence[Stage], what: str
+) -> int:
+    from pipeline import recipe
+
+    stop = StopFlag().install()
+    console = Console(stderr=True)
+    with _executor(options, run, config, stop) as executor:
+        runner.describe(run, recipe.all_stages(config))
+        try:
+            with progress.for_console(run, console) as watch:
+                allowed = config.max_failed_tasks
+                done = runner.advance(run, stages, executor, stop, watch, allowed)
+        finally:
+            page = write_report(run, recipe.all_stages(config))
+    if done.idle:
+        logging.info("%s: everything is up to date, nothing to run", what)
+    logging.info("report: %s", page)
+    if (training := run.stage_folder("train") / "training.html").exists():
+        logging.info("training: %s", training)
+    return 0
+
+
+@contextmanager
+def _executor(
+    options: argparse.Namespace, run: Run, config: Config, stop: StopFlag
+) -> Iterator[Executor]:
+    """Where the tasks run; on a cluster, this process is then the one that submits its jobs."""
+    if options.on == "local":
+        yield LocalExecutor(config.local, stop)
+        return
+    from slurm.driver import driving
+    from slurm.executor import SlurmExecutor
+
+    command = [options.command, str(run.folder / "config.yaml"), "--run", str(run.folder)]
+    command += ["--on", "slurm"]
+    waits, continues = options.wait, options.continues
+    with driving(
+        run.folder, config.slurm, command=command, waits=waits, continues=continues
+    ) as driver:
+        yield SlurmExecutor(driver, stop)
+
+
+def write_report(run: Run, stages: Sequence[Stage]) -> Path:
+    """RUN/train/training.html, where there was training, and RUN/report, which links to it."""
+    from dataset_build import report
+    from train import page
+
+    page.write(run.stage_folder("train"))
+    return report.write(run, stages)
+
+
+def task(options: argparse.Namespace) -> int:
+    """One attempt at one task: what executors start."""
+    die_with_parent()
+    from pipeline import recipe
+
+    stop = StopFlag().install()
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    run = Run(options.run, config)
+    stage = {stage.name: stage for stage in recipe.all_stages(config)}[options.stage]
+    planned = run.plan(stage.name)[options.index]
+    if planned.fingerprint != options.fingerprint:
+        raise ConfigError(f"{options.run}: the run's configuration changed after this task was"
+                          " planned; start the build again")  # fmt: skip
+    logging.info("%s task %d: attempt %d", stage.name, options.index, options.attempt)
+    done = runner.work_on(run, stage, planned, options.attempt, stop)
+    logging.info("%s task %d: published in %.1f s", stage.name, options.index, done.seconds)
+    return 0
+
+
+def chunk(options: argparse.Namespace) -> int:
+    """The tasks of one job of an array: what SlurmExecutor submits."""
+    from pipeline import recipe
+    from slurm import batches, job
+
+    stop = StopFlag().install()
+    config = configuration.load(recipe.Config, options.run / "config.yaml")
+    batch = batches.read(options.batch)
+    stage = {stage.name: stage for stage in recipe.all_stages(config)}[batch.stage]
+    return job.work(
+        Run(options.run, config),
+        stage,
+        batch,
+        options.number,
+        settings=config.slurm,
+        local=config.local,
+        stop=stop,
+        command=(sys.executable, "-m", "pipeline", "task"),
+    )
