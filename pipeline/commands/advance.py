@@ -16,6 +16,7 @@ from pipeline import config as configuration
 from pipeline import progress, runner
 from pipeline.config import ConfigError, MissingInput
 from pipeline.local import LocalExecutor, die_with_parent
+from pipeline.lock import refuse_others
 from pipeline.stage import Executor, Run, Stage
 from pipeline.stop import StopFlag
 
@@ -49,6 +50,8 @@ def build(options: argparse.Namespace) -> int:
     run, config = open_run(options)
     stages = recipe.build_stages(config)
     runner.begin(run, stages[0])
+    # A training reads shards that another build of the same run would remove.
+    refuse_others(run.stage_folder("train") / "lock.json", job="")
     return _advance(options, run, config, stages, "dataset")
 
 

@@ -82,7 +82,20 @@ def data(pack: Pack, tmp_path: Path) -> Path:
     return path
 
 
-def test_who_comes_second_is_refused_before_anything_is_changed(data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def to_build(tmp_path: Path) -> Path:
+    """A configuration with something to build from."""
+    (tmp_path / "queries.txt").write_text("red\n")
+    (tmp_path / "pool.parquet").touch()
+    text = "queries: {file: [%s]}\nextract: {parquet: [%s]}\n"
+    path = tmp_path / "build.yaml"
+    path.write_text(text % (tmp_path / "queries.txt", tmp_path / "pool.parquet"))
+    return path
+
+
+def test_who_comes_second_is_refused_before_anything_is_changed(
+    data: Path, to_build: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     first = begin("train", data, "--run", run, *TINY, "train.samples=800000")
     try:
@@ -96,6 +109,7 @@ def test_who_comes_second_is_refused_before_anything_is_changed(data: Path, tmp_
         assert code == 9, said
         assert re.search(rf"process {first.pid} on \S+ \(since 20\d\d-.*\) is training", said)
         assert len(said.splitlines()) == 1
+        assert end(begin("build", to_build, "--run", run))[0] == 9
         log = (run / "train/logs/00000.log").read_text()
         assert contents(run, written) == before
         assert log.count("attempt 1") == 1 and "attempt 2" not in log
@@ -108,17 +122,6 @@ def test_who_comes_second_is_refused_before_anything_is_changed(data: Path, tmp_
     code, _, said = end(begin("train", data, "--run", run, *TINY, nowhere))
     assert (code, "no such file" in said) == (3, True), said
     assert not (run / "train/lock.json").exists()
-
-
-@pytest.fixture
-def to_build(tmp_path: Path) -> Path:
-    """A configuration with something to build from."""
-    (tmp_path / "queries.txt").write_text("red\n")
-    (tmp_path / "pool.parquet").touch()
-    text = "queries: {file: [%s]}\nextract: {parquet: [%s]}\n"
-    path = tmp_path / "build.yaml"
-    path.write_text(text % (tmp_path / "queries.txt", tmp_path / "pool.parquet"))
-    return path
 
 
 def test_what_is_not_built_is_not_trained_on_and_leaves_nothing(
