@@ -229,9 +229,9 @@ def no_service(run: Run) -> AbstractContextManager[Mapping[str, str]]:
     return nullcontext({})
 
 
-def one_node(run: Run, processes_per_node: int) -> tuple[int, int]:
+def one_node(run: Run, processes_per_node: int) -> tuple[int, ...]:
     """The nodes of a stage that spans no more."""
-    return 1, 1
+    return (1,)
 
 
 def no_follower(run: Run) -> tuple[str, ...]:
@@ -263,9 +263,9 @@ class Stage:
     spans_nodes: bool = False
     """Its task is done by processes that are started together, one a GPU, on one node or several;
     it may take weeks and watches itself, so executors hold it to no limit of time or memory."""
-    nodes: Callable[[Run, int], tuple[int, int]] = one_node
-    """Of a stage that spans nodes: on how few and on how many, with so many processes on each.
-    Raises `ConfigError` if it could not do with some number of nodes between them."""
+    nodes: Callable[[Run, int], tuple[int, ...]] = one_node
+    """Of a stage that spans nodes: how many will do, with so many processes on each, ascending.
+    Raises `ConfigError` if none will."""
     follower: Callable[[Run], tuple[str, ...]] = no_follower
     """Of a stage that spans nodes: a command that looks, now and then while its task goes on, at
     what it has saved so far; empty if there is nothing to look at."""

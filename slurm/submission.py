@@ -42,7 +42,8 @@ def submit(
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     parameters = {**parameters_of(settings, resources), "job_name": name, **options}
-    parameters["setup"] = [*settings.setup, f"cd {shlex.quote(str(code))}"]
+    changed = f"cd {shlex.quote(str(code))}"
+    parameters["setup"] = [*settings.setup, changed, *options.get("setup", ())]
     parameters["array_parallelism"] = len(calls)
     try:
         with clean_environment():

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,19 +42,29 @@ def options(
 ) -> dict[str, Any]:
     """What to submit such a job with, in submitit's words; `parameters` are those of any job."""
     each = processes_per_node(resources)
-    fewest, most = stage.nodes(run, each)
-    further = {**parameters["additional_parameters"], "nodes": f"{fewest}-{most}"}
+    counts = stage.nodes(run, each)
+    further = {**parameters["additional_parameters"], "nodes": f"{counts[0]}-{counts[-1]}"}
     return {
         # Of processes sbatch hears nothing: it would hold the job to those that it first had room
         # for, and to as many nodes.
         "cpus_per_task": (resources.cpus or 1) * each,
         "additional_parameters": further,
+        "setup": _choose(counts),
         "srun_args": [
             *parameters["srun_args"],
             *(f"--ntasks-per-node={each}", "--kill-on-bad-exit=1"),
         ],
         "teardown": [*_judge(run.stage_folder(stage.name), batch), *parameters["teardown"]],
     }
+
+
+def _choose(counts: Sequence[int]) -> list[str]:
+    """Shell lines before the step: of the nodes that the job has, it uses as many as will do."""
+    descending = " ".join(str(count) for count in reversed(counts))
+    return [
+        f'for nodes in {descending}; do [ "$nodes" -le "$SLURM_JOB_NUM_NODES" ] && break; done',
+        "export SLURM_NNODES=$nodes SLURM_JOB_NUM_NODES=$nodes",
+    ]
 
 
 def _judge(stage_folder: Path, batch: Batch) -> list[str]:

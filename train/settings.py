@@ -230,8 +230,8 @@ class TrainSettings(OptimSettings):
     Another number rounds differently; under torchrun or srun theirs counts."""
     nodes: Annotated[int, Field(ge=1)] | tuple[int, int] = 1
     """On SLURM, how many nodes train together, or the fewest and the most, as [2, 8]: training
-    begins on as many as are free and goes on, after a stop, on another number. With one process a
-    GPU, each such number of processes divides `data.lanes`."""
+    begins on as many as are free and goes on, after a stop, on another number. Of those that it
+    gets it uses as many as share `data.lanes` equally, with one process a GPU."""
     hang_timeout_s: float = Field(default=600, ge=1)
     """When no process has moved for so long, all are ended, and another attempt goes on from the
     last checkpoint. The first step, checkpoints and loading may take six times as long."""

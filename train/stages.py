@@ -52,19 +52,19 @@ def _checked(run: Run) -> Iterator[Mapping[str, str]]:
     yield {}
 
 
-def _nodes(run: Run, processes_per_node: int) -> tuple[int, int]:
-    """The fewest and the most nodes to train on, as `Stage.nodes`."""
+def _nodes(run: Run, processes_per_node: int) -> tuple[int, ...]:
+    """The numbers of nodes to train on, as `Stage.nodes`: those that share the lanes equally."""
     settings: TrainSettings = run.settings("train")
     lanes, each = settings.data.lanes, processes_per_node
     fewest, most = settings.fewest_and_most_nodes
-    if wrong := [n for n in range(fewest, most + 1) if lanes % (n * each)]:
-        fit = [str(n) for n in range(1, lanes + 1) if not lanes % (n * each)]
-        raise ConfigError(
-            f"train.nodes: {wrong[0]} nodes of {each} processes are {wrong[0] * each} processes,"
-            f" which do not divide train.data.lanes ({lanes}); "
-            + (f"{', '.join(fit)} nodes would do" if fit else f"make those a multiple of {each}")
-        )
-    return fewest, most
+    if fit := tuple(n for n in range(fewest, most + 1) if not lanes % (n * each)):
+        return fit
+    would = [str(n) for n in range(1, lanes + 1) if not lanes % (n * each)]
+    raise ConfigError(
+        f"train.nodes: {fewest} nodes of {each} processes are {fewest * each} processes,"
+        f" which do not divide train.data.lanes ({lanes}); "
+        + (f"{', '.join(would)} nodes would do" if would else f"make those a multiple of {each}")
+    )
 
 
 def _follower(run: Run) -> tuple[str, ...]:

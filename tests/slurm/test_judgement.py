@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slurm.batches import Batch
-from slurm.training import _judge
+from slurm.training import _choose, _judge
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,13 @@ def test_a_job_that_never_began_is_as_it_ended(tmp_path: Path) -> None:
     batch = Batch(tmp_path / "slurm/train-00000.json", "train", "train.0", "0", [[]], 0.0)
     script = "\n".join(["(exit 1)", *_judge(tmp_path / "train", batch), "exit $?"])
     assert subprocess.run(["bash", "-c", script], check=False).returncode == 1
+
+
+@pytest.mark.parametrize(("has", "uses"), [(1, 1), (2, 2), (3, 2), (4, 4), (5, 4)])
+def test_of_the_nodes_that_it_has_a_job_uses_as_many_as_will_do(has: int, uses: int) -> None:
+    lines = "\n".join([*_choose((1, 2, 4)), "echo $SLURM_NNODES"])
+    environ = {"SLURM_JOB_NUM_NODES": str(has)}
+    done = subprocess.run(
+        ["bash", "-c", lines], env=environ, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == uses

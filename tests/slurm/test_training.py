@@ -231,7 +231,7 @@ def test_an_error_is_the_tasks_and_is_not_tried_again(
 def test_numbers_of_nodes_that_will_not_do_are_refused_at_once(
     cluster: Cluster, packed: Path, tmp_path: Path
 ) -> None:
-    run = prepare(tmp_path / "run", packed, 2, nodes=(1, 3))
+    run = prepare(tmp_path / "run", packed, 2, nodes=3)
     with _training(run) as command:
         code, said = _finish(command)
     assert code == 2
