@@ -1,6 +1,6 @@
 """What a tiny task costs on a cluster, beside submitit's `map_array` with a job a task.
 
-A real SLURM of fake nodes on this machine, as many jobs at a time as it has cores. Tasks do nothing,
+A real SLURM of fake nodes on this machine, with as many jobs at a time as cores. Tasks do nothing,
 so all that is measured is what lies around them. `OPENWIT_TASKS` sets how many there are.
 """
 
