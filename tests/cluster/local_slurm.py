@@ -101,15 +101,12 @@ class Cluster:
 
     def wait(self, job: str, *states: str, timeout_s: float = 60) -> list[dict[str, str]]:
         """Wait until every element of a job is in one of `states`."""
-        return self.until(
-            lambda: (
-                (entries := self.jobs(job))
-                and all(entry["JobState"] in states for entry in entries)
-                and entries
-            ),
+        self.until(
+            lambda: (found := self.states(job)) and set(found) <= set(states),
             f"job {job} to be {' or '.join(states)}",
             timeout_s,
         )
+        return self.jobs(job)
 
     def until(self, holds: Callable[[], object], what: str, timeout_s: float = 60) -> object:
         """Ask until the answer is true, and return it; `TimeoutError` says what the queue had."""
