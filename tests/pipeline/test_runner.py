@@ -102,9 +102,7 @@ def test_a_share_of_failed_tasks_is_left_out_where_the_stage_can_do_without(
     _, again = advance(numbers, attempts=1, max_failed_tasks=0.25)
     assert again.idle, "what was left out stays out"
     assert outdated(run, toy.STAGES, 0.25) is None
-    run, again = advance(numbers, attempts=1)
-    assert again.ran == {"numbers": 1, "total": 2}, "a smaller share tries it again"
-    assert json.loads((run.folder / "total/out/sum.json").read_text()) == 10
+    assert outdated(run, toy.STAGES) is toy.NUMBERS, "a smaller share tries it again"
 
 
 def test_status_reads_the_folder_alone(advance: Call) -> None:
