@@ -121,6 +121,23 @@ def describe(run: Run, stages: Sequence[Stage]) -> None:
         files.write_atomic(path, json.dumps(rows, indent=1))
 
 
+def replan(run: Run, stages: Sequence[Stage]) -> None:
+    """Plan anew those of `stages` that were planned before what they read was made again.
+
+    What they made of the earlier inputs is then theirs no more, until those are back.
+    """
+    for stage in stages:
+        if not run.plan(stage.name):
+            continue
+        planned: list[Planned] = []
+        try:
+            for phase in range(1 + len(stage.then)):
+                planned += stage.planned(run, phase, len(planned))
+        except UserError:
+            pass  # some inputs are still to be made
+        run.save_plan(stage.name, planned)
+
+
 def outdated(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> Stage | None:
     """The first stage with something to run, or None; plans as `advance` would, writes nothing."""
     for stage in stages:

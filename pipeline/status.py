@@ -99,11 +99,10 @@ class StageStatus:
         first = self.running[0]
         done, whole = (sum(int(beat.get(key) or 0) for beat in self.running) for key in _COUNTS)
         knows = all(beat.get("total") for beat in self.running)
+        tasks = f"{len(self.running)} tasks: " if len(self.running) > 1 else ""
         if not done and not knows:
-            return "starting"
-        words = [f"{_count(done)}{f' of {_count(whole)}' if knows else ''} {first['unit']}"]
-        if len(self.running) > 1:
-            words[0] = f"{len(self.running)} tasks: {words[0]}"
+            return ", ".join([f"{tasks}starting", *queued])
+        words = [f"{tasks}{_count(done)}{f' of {_count(whole)}' if knows else ''} {first['unit']}"]
         if self.rate:
             words.append(f"{short(self.rate)}/s")
         if left := self.seconds_left:
@@ -228,6 +227,8 @@ def _saved(folder: Path) -> str:
     samples, batch = said.get("seen"), said.get("settings", {}).get("batch")
     if not samples or not batch:
         return f"step {step:,}"
+    if step * batch >= samples:
+        return ""  # that training has ended, and is of an earlier plan
     words = f"sample {step * batch:,} of {samples:,}"
     return f"{words} (step {step:,} of {samples // batch:,})"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -127,6 +129,22 @@ def test_a_changed_cap_runs_again_from_balance_on(tmp_path: Path) -> None:
         assert f"{stage}: up to date" in said
     said = pipeline("build", run, "until=balance", "balance.cap=8")
     assert "dedup: up to date" in said and "balance: up to date" not in said
+
+
+def test_a_model_of_an_earlier_dataset_is_not_shown_as_that_of_the_new_one(
+    run: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    for cap, state in ((9, "waiting"), (12, "done")):
+        pipeline("build", again, f"balance.cap={cap}")
+        ask = [sys.executable, "-m", "pipeline", "status", str(again)]
+        said = subprocess.run(
+            status, cwd=kill_nine.ROOT, capture_output=True, text=True, check=True
+        )
+        assert re.search(rf"^train +{state}", said.stdout, re.MULTILINE), said.stdout
+        report = json.loads((again / "report/report.json").read_text())
+        assert bool(report["training"]) is bool(report["evaluation"]) is (state == "done")
 
 
 def test_killed_runs_end_with_the_same_bytes(run: Path, tmp_path: Path) -> None:

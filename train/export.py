@@ -71,7 +71,11 @@ def export(run: Run, format: Format, to: Path) -> Path:
 
 def trained_model(run: Run) -> Path:
     """The folder with the model.json and model.safetensors of the run's last finished training."""
-    for manifest in run.manifests("train") or run.completed("train"):
+    trained = run.manifests("train")
+    if not trained and (trained := run.completed("train")):
+        log.warning("the dataset or the settings have changed since this model was trained; "
+                    "`make train RUN=%s` brings it up to date", run.folder)  # fmt: skip
+    for manifest in trained:
         return run.stage_folder("train") / "store" / manifest.store
     raise MissingInput(f"{run.folder}: no model is trained here; run `make train RUN={run.folder}`")
 

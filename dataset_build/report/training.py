@@ -41,10 +41,13 @@ def curves(build: Build) -> dict[str, Any]:
             points.append((row["step"], value))
     if not last:
         raise Absent("no step is logged yet")
+    said = _said(path.with_name("training.json"))
+    if build["train"].planned and not build["train"].manifests and _is_of_another(build, said):
+        raise Absent("not trained on yet: the training that is there is of an earlier dataset")
     return {
         "steps": steps,
         "samples": last.get("samples"),
-        **_described(path.with_name("training.json")),
+        **_described(said),
         "last": {key: value for key, value in last.items() if _is_number(value)},
         "curves": {name: thin(points) for name, points in series.items()},
         "lines_a_point": max(map(group_size, map(len, series.values()))),
@@ -86,6 +89,14 @@ def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     return results
 
 
+def _is_of_another(build: Build, said: Mapping[str, Any]) -> bool:
+    """Whether the run's dataset is not the one that its training was described with."""
+    if said.get("settings", {}).get("data", {}).get("datasets") or "pack" not in build:
+        return False
+    packed = [json.loads(path.read_bytes()) for path in build["pack"].paths("dataset.json")]
+    return any(dataset["fingerprint"] != said.get("dataset") for dataset in packed)
+
+
 def _is_of_this_model(build: Build) -> bool:
     """Whether evaluation ended after training; told by two manifests, whatever is planned now."""
     trained, evaluated = (build[name].manifests for name in ("train", "evaluate"))
@@ -94,12 +105,17 @@ def _is_of_this_model(build: Build) -> bool:
     return bool(trained) and evaluated[0].finished >= trained[0].finished
 
 
-def _described(path: Path) -> dict[str, Any]:
-    """What is trained, as far as it is said: of `training.json`, see `train.metrics.describe`."""
+def _said(path: Path) -> dict[str, Any]:
+    """`training.json`, see `train.metrics.describe`; empty if there is none."""
     try:
-        said = json.loads(path.read_text())
+        said: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
-        said = {}
+        return {}
+    return said
+
+
+def _described(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is trained, as far as it is said."""
     model = said.get("settings", {}).get("model", {}).get("name")
     return {
         "of_samples": said.get("seen"),

@@ -110,6 +110,8 @@ def _advance(
             with progress.for_console(run, console) as watch:
                 allowed = config.max_failed_tasks
                 done = runner.advance(run, stages, executor, stop, watch, allowed)
+            if not done.idle:
+                runner.replan(run, recipe.all_stages(config)[_place(config, stages[-1]) :])
         finally:
             page = write_report(run, recipe.all_stages(config))
     if done.idle:
@@ -118,6 +120,13 @@ def _advance(
     if (training := run.stage_folder("train") / "training.html").exists():
         logging.info("training: %s", training)
     return 0
+
+
+def _place(config: Config, last: Stage) -> int:
+    """How many of a configuration's stages there are up to `last`."""
+    from pipeline import recipe
+
+    return [stage.name for stage in recipe.all_stages(config)].index(last.name) + 1
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def test_milestones_are_evaluated_by_other_jobs_while_training_goes_on(
     cluster: Cluster, packed: Path, tmp_path: Path, waits: bool
 ) -> None:
     paints = {"paints": str(write_paints(tmp_path / "paints.parquet"))}
-    checkpoint = {"every_steps": 10, "keep": 1, "keep_every_steps": 50}
+    checkpoint = {"max_lost_steps": 20, "keep": 1, "keep_every_steps": 50}
     train: dict[str, object] = {"samples": 8 * 100_000, "checkpoint": checkpoint}
     run = prepare(tmp_path / "run", packed, 1, evaluate=paints, nodes=2, **train)
     path = run / "evaluate/by_step.jsonl"

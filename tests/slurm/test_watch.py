@@ -42,7 +42,7 @@ def test_status_says_what_runs_and_what_waits_with_one_call_of_squeue(
     said = ask(path, "status", str(toy_run.folder))
     assert calls(path) == {"squeue": 1}
     numbers = next(line for line in said.splitlines() if line.startswith("numbers"))
-    assert "running" in numbers and "(+3 tasks)" in numbers and "2 queued" in numbers
+    assert "running" in numbers and "4 tasks: " in numbers and "2 queued" in numbers
     (batch,) = toy_run.batches()
     assert f"job {batch.job}: numbers, 4 running, 2 waiting (Resources)" in said
     assert "goes on with the run after these, pending" in said
