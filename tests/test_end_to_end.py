@@ -139,9 +139,7 @@ def test_a_model_of_an_earlier_dataset_is_not_shown_as_that_of_the_new_one(
     for cap, state in ((9, "waiting"), (12, "done")):
         pipeline("build", again, f"balance.cap={cap}")
         ask = [sys.executable, "-m", "pipeline", "status", str(again)]
-        said = subprocess.run(
-            status, cwd=kill_nine.ROOT, capture_output=True, text=True, check=True
-        )
+        said = subprocess.run(ask, cwd=kill_nine.ROOT, capture_output=True, text=True, check=True)
         assert re.search(rf"^train +{state}", said.stdout, re.MULTILINE), said.stdout
         report = json.loads((again / "report/report.json").read_text())
         assert bool(report["training"]) is bool(report["evaluation"]) is (state == "done")
