@@ -159,6 +159,8 @@ class LocalExecutor:
         return _Child(planned, attempt, process, path, time.monotonic() + seconds, memory_gb)
 
     def _ask_to_stop(self, children: Sequence[_Child]) -> None:
+        if children:
+            log.info("stopping at a safe point, within %g s", self.settings.grace_s)
         for child in children:
             child.process.send_signal(signal.SIGTERM)
             child.deadline = min(child.deadline, time.monotonic() + self.settings.grace_s)

@@ -173,7 +173,7 @@ class _Sight:
         if found["beat"] != self.holder["beat"] or (silent and self.is_near):
             raise RunInUse(  # if it is silent, it lives but does not run
                 f"{self._path}: {_name(found)} is training in this run folder; wait for it, stop"
-                " it, or choose another folder with --run"
+                " it, or choose another folder with RUN=... (--run)"
             )
         return found if silent else None
 

@@ -16,6 +16,8 @@ from pipeline.stage import Ended, Outcome, Run, Stage
 
 log = logging.getLogger(__name__)
 
+_REASONS = 4  # named in a stage's closing line; the rest are counted together
+
 
 def _line(run: Run, stage: Stage) -> tuple[float, str]:
     """Share of a stage that is done, and what to say of it."""
@@ -38,8 +40,9 @@ class LineProgress:
         """See `pipeline.runner.Watch`."""
         if done < total:
             self._said = time.monotonic()
-            resumed = f", {done} done before" if done else ""
-            log.info("%s: %d task%s%s", stage.name, total, "s" * (total != 1), resumed)
+            left = total - done
+            already = f" ({done} of {total} done)" if done else ""
+            log.info("%s: %d task%s%s", stage.name, left, "s" * (left != 1), already)
 
     def tick(self, stage: Stage, outcome: Outcome | None) -> None:
         """See `pipeline.runner.Watch`."""
@@ -124,9 +127,12 @@ def _closing(stage: Stage, manifests: Sequence[Manifest], ran: int) -> str:
     stats = status.total(manifests)
     if not ran:
         return f"{stage.name}: up to date, {stats.rows_out:,} {stage.unit}"
-    lost = ", ".join(f"{n:,} {reason}" for reason, n in stats.dropped.most_common(4))
+    reasons = stats.dropped.most_common()
+    lost = [f"{n:,} {reason}" for reason, n in reasons[:_REASONS]]
+    if rest := [n for _, n in reasons[_REASONS:]]:
+        lost += [f"and {len(rest)} more: {sum(rest):,} rows"]
     words = f"{stage.name}: {stats.rows_in:,} in, {stats.rows_out:,} {stage.unit} out"
-    return words + (f" (dropped: {lost})" if lost else "")
+    return words + (f" (dropped: {', '.join(lost)})" if lost else "")
 
 
 def _say_failure(stage: Stage, outcome: Outcome | None) -> None:

@@ -205,10 +205,11 @@ class Attempt:
         An attempt that goes on from saved work begins with a `done` above 0: its rate is that of
         what came since.
         """
+        now = time.monotonic()
+        said_just_now = unit == self._from[0] and now - self._last < 1.0
         if unit != self._from[0] or done < self._from[1]:
             self._from = (unit, done, time.time())
-        now = time.monotonic()
-        if self.live is None or now - self._last < 1.0:
+        if self.live is None or said_just_now:
             return
         self._last = now
         beat = {"done": done, "total": total, "unit": unit, "note": note, "time": time.time()}

@@ -118,7 +118,8 @@ def read(folder: Path) -> list[StageStatus]:
         rows = json.loads((folder / "stages.json").read_text())
     except FileNotFoundError:
         raise MissingInput(
-            f"{folder}: no run here; start one with `make build-dataset RUN={folder}`"
+            f"{folder}: no run here; start one with `make build-dataset RUN={folder}` or, on a"
+            f" dataset that is there, `make train RUN={folder}`"
         ) from None
     run = Run(folder, Settings())
     stages = [read_stage(run, row["name"], row["unit"]) for row in rows]

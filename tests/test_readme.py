@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -49,6 +51,24 @@ def test_the_tree_is_the_tree_on_disk() -> None:
     said = {path for path in readme_tree() if not path.startswith("tests/") or path == "tests/"}
     assert said - disk == set(), "in the README, not on disk"
     assert disk - said == set(), "on disk, not in the README"
+
+
+def test_its_example_makes_a_dataset_to_evaluate_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.evaluate.zero_shot import open_dataset
+
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example
+    for name in ("cat/1", "dog/1", "dog/2"):
+        path = tmp_path / "pictures" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.chdir(tmp_path)
+    exec(example[1], {})
+    dataset = open_dataset("mine", [Path("mine.parquet")])
+    assert (dataset.classes, len(dataset.templates)) == (("cat", "dog"), 2)
+    assert list(dataset.batches(9)) == [([b"cat/1", b"dog/1", b"dog/2"], [0, 1, 1])]
 
 
 def test_every_make_target_it_names_exists() -> None:

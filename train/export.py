@@ -32,7 +32,7 @@ def export(run: Run, format: Format, to: Path) -> Path:
     """
     trained = trained_model(run)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to}: is there already; name a new folder")
+        raise ConfigError(f"TO={to} (--to): is there already; name a new folder")
     saved = json.loads((trained / "model.json").read_text())
     model, preprocess = saved["model_cfg"], saved["preprocess_cfg"]
     weights = load_file(trained / "model.safetensors")

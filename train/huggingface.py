@@ -74,7 +74,7 @@ def _towers(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(vision.get("layers", 12), int) or vision.get("patch_size", 16) is None:
         raise NotExportable(
             "the image tower is a ResNet, which transformers' CLIPModel does not have; "
-            "use --format open_clip"
+            "use FORMAT=open_clip (--format)"
         )
     foreign = sorted(
         (model.keys() - _MODEL_KEYS)
@@ -84,7 +84,7 @@ def _towers(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if foreign:
         raise NotExportable(
             f"transformers' CLIPModel has nothing like {', '.join(foreign)} of this model; "
-            "use --format open_clip"
+            "use FORMAT=open_clip (--format)"
         )
     vision = {
         "layers": 12,

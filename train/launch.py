@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.config import ConfigError, MissingInput, UserError
@@ -116,6 +117,7 @@ def processes(settings: TrainSettings) -> int:
     return count
 
 
+@cache
 def visible_gpus() -> int:
     """How many GPUs torch finds; asked in another process, this one needs no torch."""
     devices = ("nvidia[0-9]*", "kfd", "dxg")  # of NVIDIA, of AMD, of Windows

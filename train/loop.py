@@ -126,6 +126,7 @@ class _Training:
         progress = self.checkpoints.resume()
         if self.settings.init_from and not progress.step:
             initial_weights.load(Path(self.settings.init_from).expanduser(), self.step.net)
+        self._say(progress, "first step")  # which may take minutes, without a sign of life
         return progress
 
     def run(self, progress: Progress) -> Progress:
@@ -188,8 +189,7 @@ class _Training:
                     metrics.write(row(self.step, taken, progress, window, epoch, lost))
                     window = Window()
                 if metrics:
-                    done, total = (n * self.settings.batch for n in (progress.step, self.steps))
-                    self.attempt.progress(done, total, "samples", metrics.note)
+                    self._say(progress, metrics.note)
 
                 if progress.step % self.settings.check_replicas_every == 0:
                     self._compare_replicas(step)
@@ -218,6 +218,11 @@ class _Training:
                 shutil.copyfile(path, folder / path.name)
         self.heart.enter(Phase.WAIT, progress.step)
         self.process.wait()
+
+    def _say(self, progress: Progress, note: str) -> None:
+        if self.process.leads:
+            done, total = (n * self.settings.batch for n in (progress.step, self.steps))
+            self.attempt.progress(done, total, "samples", note)
 
     def _go_back(self, memory: Memory, before: int, step: int) -> Progress:
         """Load the last checkpoint before the trouble, and pass by the data from there to here."""

@@ -5,6 +5,7 @@ Their work is imported when it is done, so that commands that train nothing neve
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pipeline.config import ConfigError
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 from train.settings import EvaluateSettings, TrainSettings
+
+log = logging.getLogger(__name__)
 
 
 def _plan_train(run: Run) -> list[Task]:
@@ -45,10 +48,21 @@ def _train(attempt: Attempt) -> Stats:
 
 @contextmanager
 def _checked(run: Run) -> Iterator[Mapping[str, str]]:
-    """Say before the training's task is started what would end it on the machine that there is."""
+    """Say before the training's task is started what would end it, or make it last for weeks, on
+    the machine that there is."""
     from train import launch
 
-    launch.processes(run.settings("train"))
+    settings: TrainSettings = run.settings("train")
+    launch.processes(settings)
+    here = launch.place(os.environ)
+    leads = here is None or here.rank == 0
+    small = settings.preset == "cpu" or settings.model.name == "custom"  # chosen for a CPU
+    if leads and not small and not launch.visible_gpus():
+        log.warning(
+            "there is no GPU here: %s samples of %s will take a long time;"
+            ' SET="train.preset=cpu" is a small recipe',
+            *(f"{settings.samples:,}", settings.model.name),
+        )
     yield {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,9 @@ def _advance(
             page = write_report(run, recipe.all_stages(config))
     if done.idle:
         logging.info("%s: everything is up to date, nothing to run", what)
+    if stages[-1].name == "evaluate":
+        for line in _accuracy(run):
+            logging.info("%s", line)
     logging.info("report: %s", page)
     if (training := run.stage_folder("train") / "training.html").exists():
         logging.info("training: %s", training)
@@ -127,6 +131,16 @@ def _place(config: Config, last: Stage) -> int:
     from pipeline import recipe
 
     return [stage.name for stage in recipe.all_stages(config)].index(last.name) + 1
+
+
+def _accuracy(run: Run) -> Iterator[str]:
+    """What evaluation found, a line a dataset."""
+    results = json.loads(run.path("evaluate:evaluation.json").read_text())
+    for name, result in sorted(results.items()):
+        yield (
+            f"{name}: top-1 {100 * result['top1']:.1f} %, top-5 {100 * result['top5']:.1f} %"
+            f" of {result['images']:,} pictures, guessing {100 / result['classes']:.1f} %"
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -75,14 +76,15 @@ def test_what_another_try_cannot_help_is_not_tried_again(advance: Call, tmp_path
 
 
 def test_a_stop_ends_at_a_safe_point_and_the_next_call_goes_on(
-    advance: Call, tmp_path: Path
+    advance: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = StopFlag()
     timer = threading.Timer(2.0, lambda: setattr(stop, "signal", signal.SIGTERM))
     timer.start()
     watch = Recorder()
-    with pytest.raises(Stopped):
-        advance({"fault": "wait"}, stop=stop, watch=watch)
+    with pytest.raises(Stopped), caplog.at_level(logging.INFO):
+        advance({"fault": "wait"}, stop=stop, watch=watch, grace_s=60)
+    assert caplog.messages == ["stopping at a safe point, within 60 s"]
     assert {outcome.ended.value for outcome in watch.outcomes} == {"stopped"}
     (tmp_path / "run" / "tally-2").write_text("x")  # the third need not wait as well
     run, _ = advance({"fault": "wait"})

@@ -51,7 +51,9 @@ def test_a_living_holder_is_named_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     process = _holder(path)
     try:
-        with pytest.raises(RunInUse, match=rf"process {process.pid} on .*; wait for it, stop it"):
+        with pytest.raises(
+            RunInUse, match=rf"process {process.pid} on .*; wait for it, stop it.* RUN="
+        ):
             RunLock(path)
         assert json.loads(path.read_text())["pid"] == process.pid
     finally:

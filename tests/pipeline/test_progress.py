@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 
-from pipeline.manifest import Stats
+from pipeline.manifest import Manifest, Stats
 from pipeline.progress import LineProgress
 from pipeline.stage import Stage
 from tests.pipeline.conftest import Watched
@@ -54,3 +55,46 @@ def test_where_nothing_runs_nothing_is_said(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _said(watched, caplog) == []
+
+
+def test_a_change_of_unit_is_said_at_once(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt = watched.attempt()
+    attempt.progress(8, 8, "shards")
+    watched.after(0, attempt, 0, 1200, "first step")
+    watched.after(0, attempt, 8, 1200, "of no news yet")
+    assert _said(watched, caplog) == ["train: 0 of 1,200 samples, first step"]
+
+
+def test_a_phase_says_what_is_left_to_do(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = LineProgress(watched.run)
+    with caplog.at_level(logging.INFO):
+        watch.begin(STAGE, 1, 0)
+        watch.begin(STAGE, 6, 1)
+        watch.begin(STAGE, 6, 6)
+    assert caplog.messages == ["train: 1 task", "train: 5 tasks (1 of 6 done)"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"),
+    [
+        ({}, ""),
+        ({"a": 4, "b": 3, "c": 2, "d": 1}, " (dropped: 4 a, 3 b, 2 c, 1 d)"),
+        (
+            {"a": 2000, "b": 30, "c": 20, "d": 10, "e": 6, "f": 5},
+            " (dropped: 2,000 a, 30 b, 20 c, 10 d, and 2 more: 11 rows)",
+        ),
+    ],
+)
+def test_the_closing_line_accounts_for_every_row(
+    watched: Watched, caplog: pytest.LogCaptureFixture, dropped: dict[str, int], said: str
+) -> None:
+    rows_in = 7 + sum(dropped.values())
+    stats = Stats(rows_in=rows_in, rows_out=7, dropped=Counter(dropped))
+    made = Manifest("train", 0, "f" * 64, "a", (), stats, 1.0, 1.0, 0.0, "", "", 1)
+    with caplog.at_level(logging.INFO):
+        LineProgress(watched.run).end(STAGE, [made], ran=1)
+    assert caplog.messages == [f"train: {rows_in:,} in, 7 samples out{said}"]

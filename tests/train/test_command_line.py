@@ -18,7 +18,7 @@ from pipeline import files
 from pipeline.config import Settings, load
 from pipeline.recipe import Config
 from pipeline.stage import Run
-from tests.train.conftest import TINY_MODEL, Pack
+from tests.train.conftest import TINY_MODEL, Pack, write_paints
 from tests.train.published import publish_pack
 from train.settings import TrainSettings
 
@@ -223,3 +223,16 @@ def test_a_folder_that_cannot_be_written_is_named(
     code, _, said = end(begin("build", to_build, "--run", run))
     assert code == 2
     assert f"{run}: no run can be kept here" in said
+
+
+def test_evaluation_ends_with_the_accuracy_of_every_dataset(data: Path, tmp_path: Path) -> None:
+    paints = write_paints(tmp_path / "paints.parquet")
+    arguments = ("--run", tmp_path / "run", *TINY, "train.samples=80")
+    datasets = f"evaluate.datasets={{paints: {paints}}}"
+    for _ in range(2):  # also when there is nothing to run
+        code, _, said = end(begin("evaluate", data, *arguments, datasets))
+        assert code == 0, said
+        result = json.loads((tmp_path / "run/evaluate/out/evaluation.json").read_text())["paints"]
+        top1 = f"{100 * result['top1']:.1f}"
+        line = f"paints: top-1 {top1} %, top-5 100.0 % of 12 pictures, guessing 33.3 %"
+        assert said.count(line) == 1

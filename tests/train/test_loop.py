@@ -111,6 +111,20 @@ def test_training_learns(pack: Pack, attempt: Make) -> None:
     assert all(row["samples_per_s"] > 0 for row in rows)
 
 
+def test_samples_are_counted_before_the_first_step(
+    pack: Pack, attempt: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Attempt, "progress", lambda attempt, *words: said.append(words))
+    packed = pack(20)
+    for first in (0, 24):
+        said.clear()
+        with pytest.raises(Stopped):
+            loop.train(attempt(packed, stop=Stopping(3)))
+        assert said[0] == (first, 160, "samples", "first step")
+        assert [words[0] for words in said[1:]] == [first + 8, first + 16, first + 24]
+
+
 def test_another_configuration_starts_anew(pack: Pack, attempt: Make) -> None:
     packed = pack(20)
     loop.train(attempt(packed))

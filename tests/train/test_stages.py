@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,33 @@ def test_milestones_are_followed_where_there_is_something_to_evaluate_on() -> No
     )
     assert TRAIN.follower(_run(datasets)) == ()
     assert TRAIN.follower(_run(checkpoint=milestones)) == ()
+
+
+@pytest.mark.parametrize(
+    ("train", "gpus", "rank", "warned"),
+    [
+        ({"preset": "single-gpu"}, 0, None, ["128,000,000 samples of ViT-S-16"]),
+        ({"preset": "single-gpu"}, 0, "0", ["128,000,000 samples of ViT-S-16"]),
+        ({"preset": "single-gpu"}, 0, "1", []),
+        ({"preset": "single-gpu"}, 1, None, []),
+        ({"preset": "cpu"}, 0, None, []),
+        ({"batch": 64, "model": {"name": "custom"}, "data": {"lanes": 32}}, 0, None, []),
+    ],
+)
+def test_a_large_model_without_a_gpu_is_warned_of_once(
+    train: dict[str, Any],
+    gpus: int,
+    rank: str | None,
+    warned: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("train.launch.visible_gpus", lambda: gpus)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    run = Run(Path("/run"), Config(train=TrainSettings.model_validate(train)))
+    with caplog.at_level(logging.WARNING), TRAIN.service(run):
+        pass
+    hint = 'will take a long time; SET="train.preset=cpu" is a small recipe'
+    assert caplog.messages == [f"there is no GPU here: {what} {hint}" for what in warned]
