@@ -127,7 +127,7 @@ def replan(run: Run, stages: Sequence[Stage]) -> None:
     What they made of the earlier inputs is then theirs no more, until those are back.
     """
     for stage in stages:
-        if not run.plan(stage.name):
+        if not (run.stage_folder(stage.name) / "plan.json").exists():
             continue
         planned: list[Planned] = []
         try:

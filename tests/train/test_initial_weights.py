@@ -74,7 +74,8 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def _load_sharded(rank: int, world: int, folder: Path) -> None:
     changes = {"model": {**TINY_MODEL, **VIT, "image_size": 96}, "parallel": "fsdp"}
-    settings = TrainSettings.model_validate({"batch": 8, "samples": 8, "threads": 1, **changes})
+    changes |= {"batch": 8, "samples": 8, "threads": 1, "data": {"lanes": 8}}
+    settings = TrainSettings.model_validate(changes)
     described = towers.description(settings.model)
     step = TrainStep(settings, 1, described, Process(rank, world, torch.device("cpu")))
     sharded = [p for p in step.net.parameters() if isinstance(p, DTensor)]

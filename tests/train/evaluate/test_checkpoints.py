@@ -25,7 +25,7 @@ from train.model import load_model
 from train.settings import EvaluateSettings, TrainSettings
 
 VIT = {**TINY_MODEL, "tower": "vit", "layers": [1], "width": 16, "head_width": 16}
-CHECKPOINT = {"every_steps": 4, "keep": 1, "keep_every_steps": 8}
+CHECKPOINT = {"max_lost_steps": 8, "keep": 1, "keep_every_steps": 8}
 
 
 @pytest.fixture
