@@ -35,6 +35,7 @@ def _settings(**changes: Any) -> TrainSettings:
     settings = {
         "seed": 3,
         "batch": BATCH,
+        "data": {"lanes": 1},
         "model": VIT,
         "precision": "float32",
         "lr": 1e-3,
