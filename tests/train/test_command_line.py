@@ -187,7 +187,14 @@ def test_make_goes_on_with_a_runs_own_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def said(*variables: str) -> str:
-        command = ["make", "--dry-run", "evaluate", f"RUN={run}", *variables]
+        command = [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            "evaluate",
+            f"RUN={run}",
+            *variables,
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[-1]
 
