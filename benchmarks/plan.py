@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset_build import pilot
-from dataset_build.workload import Asked, Workload
+from dataset_build.forecast import pilot
+from dataset_build.forecast.sizes import Asked
+from dataset_build.forecast.workload import Workload
 from pipeline import plan, rates, recipe, runner
 from pipeline.config import load
 from pipeline.local import LocalExecutor

@@ -20,24 +20,20 @@ import gzip
 import json
 import os
 import platform
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import scale
-from benchmarks.timing import seconds
-from dataset_build import dedup, pack, pilot, records, screen
-from pipeline import manifest, rates, recipe, runner
+from benchmarks import rates_tables, scale
+from dataset_build.forecast import pilot
+from pipeline import rates, recipe, runner
 from pipeline.local import LocalExecutor
-from pipeline.manifest import Stats
 from pipeline.rates import Figure, Observation, Rates
-from pipeline.stage import Attempt, Ended, Planned, Run, Stage, Task
+from pipeline.stage import Run
 from pipeline.stop import StopFlag
 from train import cost
 from train.stages import TRAIN
@@ -73,8 +69,6 @@ REFERENCE = {
     "picture_bytes": Figure(29.9e3, "reference: img2dataset, 29.9 GB a million, 256 x 256, q95"),
 }
 """Figures of the world, from others' papers and pages."""
-
-QUERIES = 500_000
 
 
 def measure() -> Iterator[dict[str, Any]]:
@@ -151,7 +145,7 @@ def _pool(folder: Path) -> Rates:
             table = scale.candidates(words, number).slice(0, rows).select(["url", "text"])
             pq.write_table(table, inputs / f"{number:05d}.parquet", row_group_size=1 << 16)
         config = {
-            "queries": {"file": [str(folder / "queries.txt")], "total": QUERIES},
+            "queries": {"file": [str(folder / "queries.txt")], "total": scale.QUERIES},
             "extract": {"parquet": [f"{inputs}/*.parquet"], "min_words": 1},
             "dedup": {"buckets_per_task": 64 if size == "small" else 16},
             "balance": {"cap": 1000},
@@ -274,141 +268,11 @@ _WARC_FILES = "sample_web:archive/*.warc.gz"
 
 
 def _tables(folder: Path) -> Rates:
-    """The two tasks that read tables of the whole dataset, on tables of generated pairs."""
-    seen: list[Observation] = []
-    for shards in (4, 40):
-        run = Run(folder / str(shards), recipe.Config())
-        uids = _uids(shards * _SHARD)
-        seen += [_screen(run, uids), _gather(run, uids, shards)]
-        runner.describe(run, recipe.build_stages(recipe.Config()))
-    # Half of the digests, as one pass of two takes them.
-    paths = [run.path(reference) for reference in run.find("download:fetched-*.parquet")]
-    attempt = Attempt(run, run.plan("screen")[0].task, folder, StopFlag())
-    took, _ = seconds(lambda: screen.digests(paths, 0, 2, attempt))
+    seen, pass_s, figures = rates_tables.observed(folder)
     source = _source("tables")
     found = rates.fit(seen, {}, source)
-    share = took / len(uids) / found["screen.all"].seconds.per_unit
-    numbers = {"screen.pass_share": share, **_row_groups(folder / "groups.parquet")}
-    return Rates(found, {name: Figure(value, source) for name, value in numbers.items()})
-
-
-def _row_groups(path: Path, groups: int = 1024) -> dict[str, float]:
-    """What a row group of a matched file takes: to be written, and in the footer."""
-    row = _table({"uid": _uids(1)}, records.MATCHED)
-
-    def write() -> None:
-        with records.writer(path, records.MATCHED) as matched:
-            for _ in range(groups):
-                matched.write_table(row)
-
-    write_s, _ = seconds(write)
-    read_s = min(seconds(lambda: pq.read_metadata(path))[0] for _ in range(5))
-    size = path.stat().st_size
-    numbers = {"write_s": write_s, "read_s": read_s, "bytes": size}
-    return {f"row_group.{name}": value / groups for name, value in numbers.items()}
-
-
-_SHARD = 10_000
-
-
-def _uids(rows: int) -> pa.Array:
-    """Ascending, as good as any."""
-    high = np.sort(np.random.default_rng(0).integers(0, 2**63, rows).astype(np.uint64) * 2)
-    raw = np.stack([high, np.arange(rows, dtype=np.uint64)], 1).astype(">u8").tobytes()
-    return pa.FixedSizeBinaryArray.from_buffers(records.UID, rows, [None, pa.py_buffer(raw)])
-
-
-def _screen(run: Run, uids: pa.Array) -> Observation:
-    rows = len(uids)
-    queries = np.random.default_rng(1).integers(0, QUERIES, 3 * rows).astype(np.uint32)
-    offsets = pa.array(np.arange(0, 3 * rows + 1, 3), pa.int32())
-    selected_by = pa.ListArray.from_arrays(offsets, pa.array(queries))
-    digests = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(32), rows, [None, pa.py_buffer(np.random.default_rng(2).bytes(32 * rows))]
-    )
-    url = pa.array([f"https://www.site.example/images/{row}.jpg" for row in range(rows)])
-    text = pa.repeat("a picture of something with a caption of some length", rows)
-    columns = {"uid": uids, "url": url, "text": text, "sha256": digests, "selected_by": selected_by}
-    columns |= {"query_ids": selected_by, "status": pa.repeat("ok", rows)}
-    count = len(dedup.groups(run))
-    selected: dict[str, pa.Table] = {}
-    group = dedup.group_of(run, uids)
-    for number in range(count):
-        first, stop = np.searchsorted(group, [number, number + 1])
-        part = {name: column.slice(first, stop - first) for name, column in columns.items()}
-        selected[f"selected-{number:05d}.parquet"] = _table(part, records.SELECTED)
-    _publish(run, "balance", {**selected, "counts.npy": np.zeros(QUERIES, np.uint64)})
-    name = "fetched-00000-of-00001.parquet"
-    _publish(run, "download", {name: _table(columns, records.FETCHED)})
-    reads = ["balance:counts.npy", f"download:{name}"]
-    reads += [f"balance:{name}" for name in sorted(selected)]
-    task = Task("screen", 0, tuple(reads), {"files": 1})
-    return _observed(run, screen.STAGE, task, "screen.all", rows)
-
-
-def _gather(run: Run, uids: pa.Array, shards: int) -> Observation:
-    index, tars = {}, {}
-    for shard in range(shards):
-        part = {"uid": uids.slice(shard * _SHARD, _SHARD)}
-        lists = pa.ListArray.from_arrays(
-            pa.array(np.arange(_SHARD + 1), pa.int32()), pa.array(np.zeros(_SHARD, np.uint32))
-        )
-        part |= {"query_ids": lists, "selected_by": lists}
-        index[f"index-{shard:05d}.parquet"] = _table(part, records.INDEX)
-        tars[f"shards/{shard:05d}.tar"] = bytes(2 * tarfile.BLOCKSIZE)
-    _publish(run, "pack", {**index, **tars})
-    reads = [f"pack:{name}" for name in (*sorted(index), *sorted(tars))]
-    task = Task("pack", 1, tuple(reads), {"gather": True})
-    return _observed(run, pack.STAGE, task, "pack.gather", len(uids))
-
-
-def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Columns of a schema; those that do not matter are null."""
-    rows = len(columns["uid"])
-    arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in schema]
-    return pa.table([a.cast(f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema)
-
-
-def _publish(run: Run, stage: str, outputs: dict[str, Any]) -> None:
-    """Make files the outputs of a stage: tables, arrays or bytes."""
-    planned = Planned(Task(stage, 0), f"{0:016x}")
-    folder = run.stage_folder(stage) / "store" / "made"
-    for name, content in outputs.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, pa.Table):
-            pq.write_table(content, path, compression="zstd", row_group_size=1 << 16)
-        elif isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            np.save(path, content)
-    manifest.publish(
-        run.stage_folder(stage),
-        folder,
-        index=0,
-        fingerprint=planned.fingerprint,
-        stats=Stats(),
-        seconds=0,
-        attempt=1,
-    )
-    run.save_plan(stage, [planned])
-
-
-def _observed(run: Run, stage: Stage, task: Task, kind: str, rows: int) -> Observation:
-    """Run one task as a build does, in a process of its own; what it cost."""
-    runner.describe(run, recipe.build_stages(run.config))  # type: ignore[arg-type]
-    planned = Planned(task, f"{1:016x}")
-    before = [one for one in run.plan(stage.name) if one.task.index < task.index]
-    run.save_plan(stage.name, [*before, planned])
-    for name in ("done", "store", "logs", "live", "failed"):
-        (run.stage_folder(stage.name) / name).mkdir(parents=True, exist_ok=True)
-    executor = LocalExecutor(run.settings("local"), StopFlag())
-    ended = [outcome for outcome in executor.submit(run, stage, [planned]) if outcome]
-    assert ended[0].ended is Ended.DONE, ended[0].reason
-    done = manifest.find(run.stage_folder(stage.name), planned.fingerprint)
-    assert done
-    kept = sum(output.bytes for output in done.outputs)
-    return Observation(kind, "pairs", rows, done.seconds, done.memory_mb, kept, len(done.outputs))
+    figures["screen.pass_share"] = pass_s / found["screen.all"].seconds.per_unit
+    return Rates(found, {name: Figure(value, source) for name, value in figures.items()})
 
 
 def _training(folder: Path) -> Rates:

@@ -55,8 +55,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def plan_costs(options: argparse.Namespace) -> int:
     """Print what a build and a training will cost, and what that is reckoned from."""
-    from dataset_build import pilot
-    from dataset_build.workload import Asked, Workload
+    from dataset_build.forecast import pilot
+    from dataset_build.forecast.sizes import Asked
+    from dataset_build.forecast.workload import Workload
     from pipeline import plan, rates
     from train import cost
 
@@ -123,7 +124,7 @@ def _count(text: str) -> int:
 
 def _ratio(text: str) -> tuple[str, float]:
     """`stage=share`."""
-    from dataset_build.workload import RATIOS
+    from dataset_build.forecast.sizes import RATIOS
 
     stage, equals, share = text.partition("=")
     if stage not in RATIOS or not equals:

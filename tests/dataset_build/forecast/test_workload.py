@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset_build import pilot
-from dataset_build.workload import Asked, Workload
+from dataset_build.forecast import pilot
+from dataset_build.forecast.sizes import Asked
+from dataset_build.forecast.workload import Workload
 from pipeline import plan, rates, recipe
 from pipeline.config import ConfigError, load
 from pipeline.plan import Cost, Ledger
