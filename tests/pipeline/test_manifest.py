@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def test_published_outputs_have_stable_names_and_checksums(tmp_path: Path) -> No
     assert done.outputs[1].sha256 == files.sha256(tmp_path / "s/out/x.json")
     assert manifest.find(tmp_path / "s", FINGERPRINT) == done
     assert manifest.damage(tmp_path / "s", done) == []
+
+
+def test_the_seconds_hold_what_publishing_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.reread_sha256
+
+    def slow(path: Path) -> str:
+        time.sleep(0.05)
+        return real(path)
+
+    monkeypatch.setattr(files, "reread_sha256", slow)
+    assert 1.1 <= publish(tmp_path / "s", attempt(tmp_path / "s")).seconds < 2
 
 
 def test_the_second_attempt_loses_politely(tmp_path: Path) -> None:
