@@ -1,8 +1,8 @@
-"""`plan` against what happened: a small sample web gives rates, a larger one is planned and built.
+"""`plan` against what happened: small sample webs give rates, a larger one is planned and built.
 
 A line a stage. `ours` is what was planned, `peer` what was measured, in wall seconds of the stage;
 `busy_planned` and `busy` are the tasks' own seconds without the start of their processes.
-`OPENWIT_PLAN=2000,4000` sets the pictures of the two webs.
+`OPENWIT_PLAN=1000,2000,4000` sets the pictures of the webs, the one that is planned last.
 """
 
 from __future__ import annotations
@@ -29,26 +29,32 @@ CORES = 2
 
 def measure() -> Iterator[dict[str, Any]]:
     """Build, plan, build, compare."""
-    small, large = (int(n) for n in os.environ.get("OPENWIT_PLAN", "2000,4000").split(","))
+    pictures = [int(n) for n in os.environ.get("OPENWIT_PLAN", "1000,2000,4000").split(",")]
     with tempfile.TemporaryDirectory(prefix="openwit-plan-") as folder:
-        first, stages = _run(Path(folder, "small"), small)
-        _advance(first, stages)
-        second, stages = _run(Path(folder, "large"), large)
-        _advance(second, stages[:1])  # the web, which is what is planned from
-        planned = planned_costs(second, first)
+        pilots = []
+        for count in pictures[:-1]:
+            run, stages = _run(Path(folder, str(count)), count)
+            _advance(run, stages)
+            pilots.append(run)
+        run, stages = _run(Path(folder, "planned"), pictures[-1])
+        _advance(run, stages[:1])  # the web, which is what is planned from
+        planned = planned_costs(run, pilots)
         began = time.time()
-        _advance(second, stages[1:])
-        for line in compared(second, planned, began):
-            yield {"name": "plan", "pictures": [small, large], "cores": CORES, **line}
+        _advance(run, stages[1:])
+        for line in compared(run, planned, began):
+            yield {"name": "plan", "pictures": pictures, "cores": CORES, **line}
 
 
-def planned_costs(run: Run, finished: Run) -> list[plan.Cost]:
-    """The stages' costs by the rates of a finished run."""
+def planned_costs(run: Run, pilots: list[Run]) -> list[plan.Cost]:
+    """The stages' costs by the rates of finished runs."""
     known = rates.shipped()
-    seen = pilot.observations(finished)
-    measured = rates.Rates(rates.fit(seen, known.kinds, "pilot"), pilot.figures(finished, "pilot"))
+    measured = rates.Rates()
+    for one in pilots:
+        measured.figures |= pilot.figures(one, "pilot")
+    seen = [task for one in pilots for task in pilot.observations(one)]
+    measured.kinds = rates.fit(seen, known.kinds, "pilot")
     ledger = plan.Ledger(measured.over(known))
-    build = Workload(run, Asked(), ledger, [finished])
+    build = Workload(run, Asked(), ledger, pilots)
     return [plan.cost(work, ledger, CORES) for work in build.stages()]
 
 

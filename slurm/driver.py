@@ -21,7 +21,7 @@ from pipeline import files
 from pipeline.lock import RunInUse, RunLock
 from pipeline.stage import HandedOver
 from slurm import batches, following, queue, snapshot
-from slurm.queue import Queued
+from slurm.queue import Queue, Queued
 from slurm.settings import DRIVER, SlurmSettings
 from slurm.submission import submit
 
@@ -53,6 +53,8 @@ class Driver:
     waits: bool
     code: Path
     """The snapshot that jobs run from."""
+    queue: Queue
+    """What is with SLURM."""
 
     def go_on_after(self, jobs: Sequence[str], queued: Mapping[str, Sequence[Queued]]) -> str:
         """See to it that a continuation runs once `jobs` have ended, one and no more; its number.
@@ -122,7 +124,8 @@ def driving(
     try:
         drive = continues or secrets.token_hex(4)
         code = snapshot.take(folder)
-        driver = Driver(folder, settings, program, tuple(command), drive, waits, code)
+        seen = Queue(settings.poll_seconds if waits else 0.0, is_empty=not _is_known(slurm))
+        driver = Driver(folder, settings, program, tuple(command), drive, waits, code, seen)
         yield driver
         driver.finish()
     finally:
@@ -148,6 +151,12 @@ def cancel(folder: Path, patience_s: float = 60.0) -> int:
         queue.cancel(list(dict.fromkeys(job.job for job in asked)))
         cancelled |= {(job.job, job.index) for job in jobs}
         time.sleep(1)
+
+
+def _is_known(slurm: Path) -> bool:
+    """Whether anything of this run may be with SLURM."""
+    live = any(not batch.has_ended for batch in batches.everything(slurm))
+    return live or bool(continuation(slurm) or following.names(slurm))
 
 
 def _acquire(path: Path, patience_s: float) -> RunLock:

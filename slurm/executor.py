@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +19,9 @@ from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
 from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
-from slurm import batches, following, queue, training
+from slurm import batches, following, training
 from slurm.batches import Batch, Entry, Failure
 from slurm.driver import Driver
-from slurm.queue import Queued
 from slurm.submission import parameters_of, submit
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class SlurmExecutor:
         resources = self.settings.resources(stage.name)
         stage.nodes(run, training.processes_per_node(resources))  # raises if they will not do
         while True:
-            queued = queue.read()  # before the disk is looked at: who has left it has published
+            queued = self.driver.queue.jobs()  # before the disk: who has left it has published
             settled = list(batches.settle(run.folder, queued))
             for planned in list(left):
                 if find(run.stage_folder(stage.name), planned.fingerprint):
@@ -68,27 +67,27 @@ class SlurmExecutor:
             if not history.cancelled:
                 elements = sum(len(queued[batch.name]) for batch in live)
                 live += self._submit(run, stage, ready, history, elements)
-            if not live:
+            if not left or not live:
                 return
             if command := stage.follower(run):
-                self._have_followed(live[-1], command, queued)
+                self._have_followed(live[-1], command)
             if not self.driver.waits:
                 job = self.driver.go_on_after([b.job for b in live if b.job], queued)
                 raise HandedOver(_words(run, stage, live, job))
-            yield from self._pause()
+            yield from self._pause(run.stage_folder(stage.name), left)
 
-    def _have_followed(
-        self, batch: Batch, command: Sequence[str], queued: Mapping[str, Sequence[Queued]]
-    ) -> None:
-        following.see_to_it(
+    def _have_followed(self, batch: Batch, command: Sequence[str]) -> None:
+        submitted = following.see_to_it(
             batch,
             command,
             settings=self.settings,
             program=self.driver.program,
             code=self.driver.code,
-            queued=queued,
+            queued=self.driver.queue.jobs(),
             goes_on=not self.driver.waits,
         )
+        if submitted:
+            self.driver.queue.add(*submitted)
 
     def _adopt(self, batch: Batch) -> None:
         """Count what becomes of an earlier command's jobs among this one's."""
@@ -132,6 +131,7 @@ class SlurmExecutor:
                 if batch.job is None:  # unless it is there nevertheless, which the queue will tell
                     log.error("%s: %d jobs are not submitted", stage.name, len(part))
             batch.write()
+            self.driver.queue.add(batch.name, batch.job, len(part))
             submitted.append(batch)
             count = sum(len(chunk) for chunk in part)
             log.info("%s: job %s has %d tasks in %d parts", stage.name, batch.job, count, len(part))
@@ -174,14 +174,19 @@ class SlurmExecutor:
             min(fit, math.ceil(count / cores)), math.ceil(count / self.settings.max_submitted)
         )
 
-    def _pause(self) -> Iterator[None]:
-        until = time.monotonic() + self.settings.poll_seconds
-        while (left_s := until - time.monotonic()) > 0:
+    def _pause(self, folder: Path, left: Sequence[Planned]) -> Iterator[None]:
+        """Wait until SLURM is to be asked again, or the disk shows that all is done."""
+        unseen = list(left)
+        while (left_s := self.driver.queue.due_s) > 0:
             if self.stop:
                 log.info("the jobs go on; the same command watches them again")
                 self.stop.check()
             time.sleep(min(left_s, 0.5))
             yield None
+            while unseen and find(folder, unseen[-1].fingerprint):
+                unseen.pop()
+            if not unseen:
+                return
 
 
 class _History:

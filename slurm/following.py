@@ -37,14 +37,15 @@ def see_to_it(
     code: Path,
     queued: Mapping[str, Sequence[Queued]],
     goes_on: bool,
-) -> None:
+) -> tuple[str, str] | None:
     """Have a job run `command` in some minutes, unless one is `queued` that will.
 
-    `goes_on`: whether it submits the next one. That it cannot be submitted is a warning.
+    `goes_on`: whether it submits the next one. Returns name and number of what was submitted; that
+    it cannot be is a warning.
     """
     folder = batch.path.parent
     if _next(folder) in queued:
-        return
+        return None
     name = f"{_NAME}.{secrets.token_hex(4)}"
     files.write_atomic(folder / "follower.json", json.dumps({"name": name}))
     this = os.environ.get("SLURM_JOB_NAME")
@@ -70,12 +71,13 @@ def see_to_it(
         )
     except SubmissionFailed as error:
         log.warning("training goes on without being evaluated meanwhile: %s", error)
-        return
+        return None
     minutes = settings.evaluate_minutes
     log.info("job %s evaluates the checkpoints that are there in %d minutes", job, minutes)
     for other in names(folder):
         if other not in (name, this) and other not in queued:
             shutil.rmtree(folder / other, ignore_errors=True)
+    return name, job
 
 
 def names(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,36 @@ def read() -> dict[str, list[Queued]]:
         number = int(index) if index.isdigit() else 0
         found.setdefault(name, []).append(Queued(job, number, state, reason))
     return found
+
+
+class Queue:
+    """The queue as a driver knows it: as it was when last asked, and what was submitted since.
+
+    A job that has left meanwhile still counts as queued, so nothing is taken for ended too soon.
+    """
+
+    def __init__(self, every_s: float, *, is_empty: bool) -> None:
+        """`every_s`: seconds between two calls of squeue at least. `is_empty`: nothing is with
+        SLURM yet, so there is nothing to ask."""
+        self.every_s = every_s
+        self._asked = time.monotonic() if is_empty else -float("inf")
+        self._jobs: dict[str, list[Queued]] = {}
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until SLURM is asked again."""
+        return self._asked + self.every_s - time.monotonic()
+
+    def jobs(self) -> Mapping[str, Sequence[Queued]]:
+        """What has not ended, by job name."""
+        if self.due_s <= 0:
+            self._asked = time.monotonic()
+            self._jobs = read()
+        return self._jobs
+
+    def add(self, name: str, job: str, count: int = 1) -> None:
+        """Know of a job that was submitted just now, or an array of `count`."""
+        self._jobs[name] = [Queued(job, index, "PENDING", "") for index in range(count)]
 
 
 def ends(job: str) -> dict[int, tuple[str, str]]:

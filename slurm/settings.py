@@ -72,8 +72,9 @@ class SlurmSettings(Settings):
     evaluate_minutes: int = Field(default=30, ge=0)
     """How long after one look at the checkpoints of a training that goes on the next one begins,
     minutes. Its jobs ask for what `stages` says of `evaluate`."""
-    poll_seconds: float = Field(default=60, gt=0)
-    """With WAIT=1, how long between two looks at the queue, seconds."""
+    poll_seconds: float = Field(default=90, gt=0)
+    """With WAIT=1, how long between two looks at the queue, seconds. That all tasks of a stage are
+    done is seen at once, on disk."""
 
     operational = frozenset(
         {
