@@ -38,6 +38,11 @@ _FETCHED = (
     "original_width",
     "original_height",
     "staged",
+    "staged_offset",
+    "staged_bytes",
+    "staged_sha256",
+    "bytes",
+    "format",
 )
 
 
@@ -139,7 +144,7 @@ def work(attempt: Attempt) -> Stats:
         for uid in uids:
             check()
             pair, picture = pairs[uid], pictures[uid]
-            image = source.read(picture["staged"], uid)
+            image = source.read(picture)
             entry = _write_sample(tar, uid, image, pair, picture)
             index.append({**entry, "shard": name})
             attempt.progress(len(index), len(uids), "pairs")
@@ -164,19 +169,10 @@ def _rows(
 
 
 class _Pictures:
-    """Staged pictures by (tar, hash of the address), read by their offsets."""
+    """Staged pictures, read from where their outcomes say that they are."""
 
     def __init__(self, tars: list[Path]) -> None:
-        self._streams = {}
-        self._places: dict[tuple[str, bytes], tuple[int, int]] = {}
-        for path in tars:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    stem, _, extension = member.name.partition(".")
-                    if extension == "jpg":
-                        place = (member.offset_data, member.size)
-                        self._places[path.name, bytes.fromhex(stem)] = place
-            self._streams[path.name] = path.open("rb")
+        self._streams = {path.name: path.open("rb") for path in tars}
 
     def __enter__(self) -> _Pictures:
         return self
@@ -185,13 +181,13 @@ class _Pictures:
         for stream in self._streams.values():
             stream.close()
 
-    def read(self, tar: str, uid: bytes) -> bytes:
-        """The picture's bytes. Raises `Damaged` if they are not there, or not a JPEG."""
-        offset, size = self._places.get((tar, uid[:8]), (0, 0))
-        self._streams[tar].seek(offset)
-        data = self._streams[tar].read(size)
-        if len(data) != size or not data.startswith(b"\xff\xd8"):
-            raise Damaged(f"{tar}: no picture for {uid.hex()}")
+    def read(self, picture: dict[str, Any]) -> bytes:
+        """The picture's bytes. Raises `Damaged` if they are not what was stored."""
+        stream = self._streams[picture["staged"]]
+        stream.seek(picture["staged_offset"])
+        data = stream.read(picture["staged_bytes"])
+        if hashlib.sha256(data).digest() != picture["staged_sha256"]:
+            raise Damaged(f"{stream.name}: the picture of {picture['uid'].hex()} has changed")
         return data
 
 
@@ -214,7 +210,7 @@ def _write_sample(
         "text_bytes": len(text),
         "width": picture["width"],
         "height": picture["height"],
-        "sha256": hashlib.sha256(image).digest(),
+        "sha256": picture["staged_sha256"],
         "query_ids": pair["query_ids"],
         "selected_by": pair["selected_by"],
         "probability": pair["probability"],
@@ -233,8 +229,11 @@ def _write_member(tar: Any, name: str, data: bytes) -> int:
 
 
 def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
-    values = {**pair, **picture, "uid": pair["uid"].hex(), "sha256": picture["sha256"].hex()}
-    del values["staged"]
+    values = {**pair, **picture, "uid": pair["uid"].hex()}
+    for name in ("sha256", "staged_sha256"):
+        values[name] = picture[name].hex()
+    for name in ("staged", "staged_offset", "staged_bytes"):
+        del values[name]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -280,5 +279,5 @@ def _outputs(run: Run) -> Iterator[Any]:
 
 
 STAGE = Stage(
-    "pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs", version=2
+    "pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs", version=3
 )

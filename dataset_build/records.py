@@ -85,12 +85,18 @@ FETCHED = pa.schema(
         ("error", pa.string()),
         ("http_status", pa.uint16()),  # 0: no answer
         ("final_url", pa.string()),
+        ("fetched", pa.timestamp("s", "UTC")),  # when it ended; never part of a shard
+        ("bytes", pa.uint32()),  # that the server sent
+        ("format", pa.string()),  # jpeg, png, webp, gif; "" where it is none
         ("sha256", pa.binary(32)),  # of the bytes that the server sent
         ("width", pa.uint16()),  # as stored, pixels
         ("height", pa.uint16()),
         ("original_width", pa.uint16()),
         ("original_height", pa.uint16()),
-        ("staged", pa.string()),  # tar below RUN/download/out that holds it, by the address's hash
+        ("staged", pa.string()),  # tar below RUN/download/out that holds the picture
+        ("staged_offset", pa.uint64()),  # of its bytes in the tar
+        ("staged_bytes", pa.uint32()),
+        ("staged_sha256", pa.binary(32)),  # of its bytes as stored
     ]
 )
 

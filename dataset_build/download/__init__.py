@@ -134,5 +134,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=2, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=3, can_lose_tasks=True
 )

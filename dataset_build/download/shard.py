@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import tarfile
+import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Fetched:
     sha256: bytes = bytes(32)
     bytes: int = 0
     kind: str = ""
+    time: int = 0
+    """When it ended, Unix seconds."""
 
 
 def fetch_shard(attempt: Attempt) -> Stats:
@@ -136,7 +139,7 @@ def _fetch_all(
     fetched: dict[int, Fetched] = {}
     ledger = _stage(attempt, settings, addresses, fetched, tar)
     attempt.stop.check()
-    _verify(tar, ledger)
+    offsets = _verify(tar, ledger)
     outcomes = {}
     for row, address in enumerate(addresses):
         outcome, failure = fetched[row], ledger.failed.get(row)
@@ -145,7 +148,8 @@ def _fetch_all(
         reason, detail = outcome.reason, outcome.detail
         if picture is None and reason == "ok":
             reason, detail = _decoder_reason(failure), failure or ""
-        outcomes[address] = _outcome(reason, detail, outcome, picture, tar)
+        offset = offsets[address] if picture else 0
+        outcomes[address] = _outcome(reason, detail, outcome, picture, tar, offset)
     return outcomes
 
 
@@ -231,7 +235,8 @@ def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[
     try:
         answer = transport.fetch(url)
     except Exception as error:  # one address must never cost its neighbours
-        return Fetched("fetch_failed", f"{type(error).__name__}: {error}"[:200], 0, url, 0, 0), b""
+        detail = f"{type(error).__name__}: {error}"[:200]
+        return Fetched("fetch_failed", detail, 0, url, 0, 0, time=int(time.time())), b""
     reason, detail, kind = answer.reason, answer.detail, ""
     sha256 = bytes(32)
     if reason == "ok":
@@ -252,6 +257,7 @@ def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[
         sha256,
         len(answer.body),
         kind,
+        int(time.time()),
     )
     return fetched, answer.body
 
@@ -278,12 +284,15 @@ def _decoder_reason(failure: str | None) -> str:
     return names.get(failure or "", "undecodable")
 
 
-def _verify(tar: Path, ledger: Ledger) -> None:
-    """Read the tar back; raises `Damaged` unless it holds exactly what the ledger says."""
+def _verify(tar: Path, ledger: Ledger) -> dict[bytes, int]:
+    """Read the tar back: where each address's picture lies in it.
+
+    Raises `Damaged` unless it holds exactly what the ledger says.
+    """
     claimed = {ledger.samples[row].key: p.digest for row, p in ledger.stored.items()}
     if (rows := len(ledger.stored) + len(ledger.failed)) != len(ledger.samples):
         raise Damaged(f"{tar}: {rows} of {len(ledger.samples)} addresses have an outcome")
-    found = 0
+    offsets = {}
     with tarfile.open(tar, "r:") as stream:
         for member in stream:
             key, _, extension = member.name.partition(".")
@@ -293,13 +302,14 @@ def _verify(tar: Path, ledger: Ledger) -> None:
             data = content.read() if content else b""
             if claimed.get(key) != hashlib.sha256(data).digest():
                 raise Damaged(f"{tar}: {member.name} is not what was written")
-            found += 1
-    if found != len(claimed):
-        raise Damaged(f"{tar}: {found} pictures read, {len(claimed)} written")
+            offsets[bytes.fromhex(key)] = member.offset_data
+    if len(offsets) != len(claimed):
+        raise Damaged(f"{tar}: {len(offsets)} pictures read, {len(claimed)} written")
+    return offsets
 
 
 def _outcome(
-    reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path
+    reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path, offset: int
 ) -> dict[str, Any]:
     """A row of `records.FETCHED` but for the pair's own columns."""
     assert reason == "ok" or reason in REASONS, reason
@@ -309,6 +319,9 @@ def _outcome(
         "error": detail,
         "http_status": outcome.status,
         "final_url": outcome.final_url,
+        "fetched": outcome.time,
+        "bytes": outcome.bytes,
+        "format": outcome.kind,
         "sha256": outcome.sha256,
     }
     if picture:
@@ -318,6 +331,9 @@ def _outcome(
             "original_width": picture.original_width,
             "original_height": picture.original_height,
             "staged": tar.name,
+            "staged_offset": offset,
+            "staged_bytes": picture.stored_bytes,
+            "staged_sha256": picture.digest,
         }
     return result
 
@@ -327,12 +343,18 @@ _NO_OUTCOME: dict[str, Any] = {
     "error": "",
     "http_status": 0,
     "final_url": "",
+    "fetched": 0,
+    "bytes": 0,
+    "format": "",
     "sha256": bytes(32),
     "width": 0,
     "height": 0,
     "original_width": 0,
     "original_height": 0,
     "staged": "",
+    "staged_offset": 0,
+    "staged_bytes": 0,
+    "staged_sha256": bytes(32),
 }
 
 

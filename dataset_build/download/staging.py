@@ -32,12 +32,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Picture:
-    """A stored picture: sizes in pixels before and after resizing, digest of its stored bytes."""
+    """A stored picture: sides in pixels before and after resizing; SHA-256 of its stored bytes."""
 
     width: int
     height: int
     original_width: int
     original_height: int
+    stored_bytes: int
     digest: bytes
 
 
@@ -81,6 +82,7 @@ class FailStopWriter(WebDatasetSampleWriter):  # type: ignore[misc]
                     meta["height"],
                     meta["original_width"],
                     meta["original_height"],
+                    len(img_str),
                     hashlib.sha256(img_str).digest(),
                 )
         except Exception as error:

@@ -65,8 +65,12 @@ def write_download(folder: Path, parts: Downloaded, order: random.Random) -> Non
         for place, chunk in enumerate(
             pictures[i:j] for i, j in pairwise([0, *sorted(cuts), len(pictures)])
         ):
-            staged.update(dict.fromkeys(chunk, f"staged-{part:05d}-{place:016x}.tar"))
-            write_tar(folder / f"staged-{part:05d}-{place:016x}.tar", chunk, order)
+            path = folder / f"staged-{part:05d}-{place:016x}.tar"
+            write_tar(path, chunk, order)
+            with tarfile.open(path) as tar:
+                members = {member.name: member.offset_data for member in tar}
+            for number in chunk:
+                staged[number] = path.name, members[f"{uid_of(number)[:8].hex()}.jpg"]
         rows = [
             {
                 "uid": uid_of(n),
@@ -77,7 +81,13 @@ def write_download(folder: Path, parts: Downloaded, order: random.Random) -> Non
                 "snapshot": "CC-1",
                 "file": "a.wat.gz",
                 "status": "ok",
-                "staged": staged[address_of(n)],
+                "fetched": order.randrange(1 << 30),
+                "bytes": 4 + len(picture(address_of(n))),
+                "format": "png",
+                "staged": staged[address_of(n)][0],
+                "staged_offset": staged[address_of(n)][1],
+                "staged_bytes": len(picture(address_of(n))),
+                "staged_sha256": hashlib.sha256(picture(address_of(n))).digest(),
                 "final_url": f"http://a.example/{address_of(n)}.jpg",
                 "sha256": hashlib.sha256(b"sent" + picture(address_of(n))).digest(),
                 "width": 32 + address_of(n),
@@ -209,7 +219,7 @@ def test_provenance_is_whole_and_timeless(packed: Pack) -> None:
         assert set(record) == {
             *("uid", "url", "final_url", "page_url", "text", "source", "snapshot", "occurrences"),
             *("query_ids", "selected_by", "probability", "sha256", "width", "height"),
-            *("original_width", "original_height"),
+            *("original_width", "original_height", "bytes", "format", "staged_sha256"),
         }
         number = {uid_of(n).hex(): n for n in range(PAIRS)}[record["uid"]]
         assert record["text"] == f"picture {number} ★ naïve 猫"
@@ -290,7 +300,7 @@ def test_a_survivor_without_its_picture_is_damage(
             tarfile.open(tar, "w").close()
 
     monkeypatch.setitem(globals(), "write_download", forgetful)
-    with pytest.raises(Damaged, match="no picture for"):
+    with pytest.raises(Damaged, match="has changed"):
         packed()
 
 
