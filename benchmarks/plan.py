@@ -2,7 +2,7 @@
 
 A line a stage. `ours` is what was planned, `peer` what was measured, in wall seconds of the stage;
 `busy_planned` and `busy` are the tasks' own seconds without the start of their processes.
-`OPENWIT_PLAN=1000,2000,4000` sets the pictures of the webs, the one that is planned last.
+`OPENWIT_PLAN=2000,4000,8400` sets the pictures of the webs, the one that is planned last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CORES = 2
 
 def measure() -> Iterator[dict[str, Any]]:
     """Build, plan, build, compare."""
-    pictures = [int(n) for n in os.environ.get("OPENWIT_PLAN", "1000,2000,4000").split(",")]
+    pictures = [int(n) for n in os.environ.get("OPENWIT_PLAN", "2000,4000,8400").split(",")]
     with tempfile.TemporaryDirectory(prefix="openwit-plan-") as folder:
         pilots = []
         for count in pictures[:-1]:

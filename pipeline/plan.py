@@ -141,7 +141,9 @@ def kept_bytes(batch: Batch, ledger: Ledger) -> float:
 
 def cost(work: Work, ledger: Ledger, cores: int) -> Cost:
     """A stage's cost on so many cores, a task a core."""
-    start_s, stage_s = ledger.figure("start_s"), ledger.figure("stage_s")
+    own = f"{work.stage}.stage_s"  # of a run that had this stage; else of any stage
+    stage_s = ledger.figure(own if own in ledger.rates.figures else "stage_s")
+    start_s = ledger.figure("start_s")
     busy = core_s = wall = memory = kept = files = 0.0
     tasks, jobs = 0, []
     for phase in work.phases:

@@ -119,8 +119,10 @@ def figures(run: Run, name: str) -> dict[str, Figure]:
         found["picture_bytes"] = picture
     within, between = _gaps(run)
     if within and between:
-        found["start_s"] = fmean(within)
-        found["stage_s"] = max(0.0, fmean(between) - fmean(within))
+        start_s = found["start_s"] = fmean(within)
+        found["stage_s"] = max(0.0, fmean(between.values()) - start_s)
+        for stage, gap in between.items():
+            found[f"{stage}.stage_s"] = max(0.0, gap - start_s)
     return {key: Figure(value, f"measured in {name}") for key, value in found.items()}
 
 
@@ -136,21 +138,24 @@ def queries(run: Run) -> int:
     return sum(output.rows or 0 for output in outputs if output.name == "queries.parquet")
 
 
-def _gaps(run: Run) -> tuple[list[float], list[float]]:
-    """Seconds in which no task was at work: between phases of a stage, and between stages.
+def _gaps(run: Run) -> tuple[list[float], dict[str, float]]:
+    """Seconds in which no task was at work: between phases of a stage, and before each stage.
 
     In the first a process ends, plans are made and the next process starts; in the second the stage
     is put in order as well.
     """
     within: list[float] = []
-    between: list[float] = []
+    between: dict[str, float] = {}
     ended: float | None = None
     for stage in STAGES:
         done = sorted(run.manifests(stage), key=lambda one: one.finished - one.seconds)
         for place, manifest in enumerate(done):
             gap = 0.0 if ended is None else manifest.finished - manifest.seconds - ended
             if 0 < gap < _LONGEST_GAP_S:
-                (within if place else between).append(gap)
+                if place:
+                    within.append(gap)
+                else:
+                    between[stage] = gap
             ended = max(ended or 0.0, manifest.finished)
     return within, between
 
