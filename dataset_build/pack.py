@@ -210,6 +210,7 @@ def _write_sample(
         "width": picture["width"],
         "height": picture["height"],
         "sha256": picture["staged_sha256"],
+        "sent_sha256": picture["sha256"],
         "query_ids": pair["query_ids"],
         "selected_by": pair["selected_by"],
         "probability": pair["probability"],

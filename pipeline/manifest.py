@@ -243,7 +243,8 @@ def discard(stage_folder: Path, manifest: Manifest) -> None:
 
 
 def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
-    """Remove what no current manifest names: earlier configurations, dead attempts. Bytes freed.
+    """Remove what no current manifest names: earlier configurations, dead attempts. Bytes freed
+    in the store.
 
     Call it only when the whole stage is done: then any attempt still running has lost its race.
     """
@@ -256,6 +257,7 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
     for path in list(files.walk(out)) if out.exists() else []:
         if path.relative_to(out).as_posix() not in keep_names:
             path.unlink()
+    shutil.rmtree(stage_folder / "partial", ignore_errors=True)
     keep_stores = {manifest.store for manifest in current}
     freed = 0
     for folder in (stage_folder / "store").iterdir():
