@@ -69,6 +69,9 @@ class DownloadSettings(Settings):
     """Never enlarge."""
     encode_quality: int = Field(95, ge=1, le=100)
     """Quality of the stored JPEG."""
+    expected: tuple[str, ...] = ()
+    """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
+    in them only the very files that they list are accepted, by SHA-256. By default any file is."""
 
     @property
     def agent(self) -> str:
@@ -96,6 +99,7 @@ REASONS: dict[str, str] = {
     "unexpected_status": "an answer that is neither a picture, a redirect nor an error",
     "opt_out": "the server reserves the picture",
     "too_large": "more than max_bytes",
+    "changed": "the file is not the one that `expected` lists",
     "not_an_image": "none of the accepted formats",
     "truncated": "the file stops before its end",
     "too_many_pixels": "more than max_pixels",
@@ -121,9 +125,16 @@ def plan(run: Run) -> list[Task]:
         reads = [selected[group] for group in groups]
         for group in groups:
             reads += run.find(f"dedup:texts-*-{group:05d}.parquet")
+        reads += expected(run)
         params = {"part": part, "parts": parts, "groups": len(groups)}
         tasks.append(Task("download", part, tuple(reads), params))
     return tasks
+
+
+def expected(run: Run) -> list[str]:
+    """The files that `download.expected` names. Raises `MissingInput` where there is none."""
+    settings: DownloadSettings = run.settings("download")
+    return [reference for pattern in settings.expected for reference in run.find(pattern)]
 
 
 def work(attempt: Attempt) -> Stats:
@@ -134,5 +145,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=3, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=4, can_lose_tasks=True
 )
