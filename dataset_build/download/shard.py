@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dataset_build import dedup, records, uid_range
-from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
+from dataset_build.download import REASONS, STAGE, DownloadSettings, guard, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
 from dataset_build.download.transport import Transport
@@ -221,7 +221,8 @@ def _stage(
         disallowed_header_directives=None,
     )
     try:
-        downloader.download_shard((0, str(source)))
+        with guard.confined(settings, attempt.run.folder, total):
+            downloader.download_shard((0, str(source)))
     finally:
         transport.close()
     (attempt.folder / "00000.tar").rename(tar)

@@ -13,10 +13,13 @@ from typing import Any
 
 import cv2
 import img2dataset.downloader
-import numpy as np
 from img2dataset.resizer import Resizer
 from img2dataset.writer import WebDatasetSampleWriter
 from webdataset import TarWriter
+
+from dataset_build.download import decode, guard, probe
+
+_PICTURE_CPU_S = 60  # far above what any picture within the limits takes
 
 Fetch = Callable[[tuple[int, str]], tuple[int, io.BytesIO | None, str | None]]
 """(row, address) -> (row, the file, None) or (row, None, why not)."""
@@ -124,15 +127,17 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
 
 
 class EightBitResizer(Resizer):  # type: ignore[misc]
-    """img2dataset's Resizer, which would cut 16-bit PNGs off at 255 instead of scaling them."""
+    """img2dataset's Resizer for pictures from anywhere: see `decode`. A JPEG, which can be neither
+    deep nor transparent, goes to it as it is."""
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: object = None) -> Any:
         """As img2dataset's: (bytes, width, height, original width, original height, error)."""
-        head = img_stream.getbuffer()[:25]
-        if bytes(head[:4]) == b"\x89PNG" and head[24] == 16:
-            head.release()
-            deep = cv2.imdecode(np.frombuffer(img_stream.getvalue(), "u1"), cv2.IMREAD_UNCHANGED)
-            if deep is not None and deep.dtype == np.uint16:
-                flat = np.right_shift(deep, 8).astype(np.uint8)
-                img_stream = io.BytesIO(cv2.imencode(".png", flat)[1].tobytes())
-        return super().__call__(img_stream, blurring_bbox_list)
+        with guard.cpu_limited(_PICTURE_CPU_S):
+            data = img_stream.getvalue()
+            if probe.kind(data) != "jpeg":
+                try:
+                    plain = cv2.imencode(".bmp", decode.pixels(data))[1].tobytes()
+                except (probe.NotPicture, cv2.error, MemoryError) as error:
+                    return None, None, None, None, None, str(error)[:200]
+                img_stream = io.BytesIO(plain)
+            return super().__call__(img_stream, blurring_bbox_list)
