@@ -8,9 +8,10 @@ The work is in `shard.py`; this module is what every command imports, so it stay
 
 from __future__ import annotations
 
+import ipaddress
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dataset_build import dedup, uid_range
 from pipeline.config import Settings
@@ -47,6 +48,10 @@ class DownloadSettings(Settings):
     """Further tries after an error that may pass: lost connections, 429, 5xx."""
     max_redirects: int = Field(5, ge=0, le=20)
     """Redirects followed; each new address is checked like the first."""
+    allow_networks: tuple[str, ...] = ()
+    """Networks outside the public internet that `OPENWIT_CONNECT_TO` may lead into, as
+    `127.0.0.0/8`: how the sample web is reached. Addresses that come from data never get there.
+    What was refused for want of an entry here is asked again once there is one."""
     max_bytes: int = Field(20 << 20, gt=0)
     """Largest file accepted, bytes."""
     max_pixels: int = Field(25_000_000, gt=0)
@@ -72,6 +77,13 @@ class DownloadSettings(Settings):
     expected: tuple[str, ...] = ()
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _are_networks(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        for block in blocks:
+            ipaddress.ip_network(block)  # a ValueError says what is wrong with it
+        return blocks
 
     @property
     def agent(self) -> str:

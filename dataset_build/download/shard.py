@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dataset_build import records, uid_range
-from dataset_build.download import STAGE, DownloadSettings, expected, pairs, probe
+from dataset_build.download import STAGE, DownloadSettings, expected, guard, pairs, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import MARK, Earlier, metadata
 from dataset_build.download.journal import Journal, Unfinished, share
@@ -183,7 +183,8 @@ def _stage(attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, 
         disallowed_header_directives=None,
     )
     try:
-        downloader.download_shard((0, str(source)))
+        with guard.confined(settings, attempt.run.folder, len(addresses)):
+            downloader.download_shard((0, str(source)))
     finally:
         transport.close()
     (attempt.folder / "00000_stats.json").unlink()

@@ -11,8 +11,11 @@ from typing import Any
 
 import cv2
 import img2dataset.downloader
-import numpy as np
 from img2dataset.resizer import Resizer
+
+from dataset_build.download import decode, guard, probe
+
+_PICTURE_CPU_S = 60  # far above what any picture within the limits takes
 
 Fetch = Callable[[tuple[int, str]], tuple[int, io.BytesIO | None, str | None]]
 """(row, address) -> (row, the file, None) or (row, None, why not)."""
@@ -73,23 +76,17 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
 
 
 class EightBitResizer(Resizer):  # type: ignore[misc]
-    """img2dataset's Resizer, which would cut 16-bit PNGs off at 255 instead of scaling them."""
+    """img2dataset's Resizer for pictures from anywhere: see `decode`. A JPEG, which can be neither
+    deep nor transparent, goes to it as it is."""
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: object = None) -> Any:
         """As img2dataset's: (bytes, width, height, original width, original height, error)."""
-        try:
-            img_stream = self._eight_bits(img_stream)
-        except Exception as error:  # else img2dataset would print it, and lose the row
-            return None, None, None, None, None, str(error)
-        return super().__call__(img_stream, blurring_bbox_list)
-
-    @staticmethod
-    def _eight_bits(img_stream: io.BytesIO) -> io.BytesIO:
-        head = img_stream.getbuffer()[:25]
-        if bytes(head[:4]) == b"\x89PNG" and head[24] == 16:
-            head.release()
-            deep = cv2.imdecode(np.frombuffer(img_stream.getvalue(), "u1"), cv2.IMREAD_UNCHANGED)
-            if deep is not None and deep.dtype == np.uint16:
-                flat = np.right_shift(deep, 8).astype(np.uint8)
-                return io.BytesIO(cv2.imencode(".png", flat)[1].tobytes())
-        return img_stream
+        with guard.cpu_limited(_PICTURE_CPU_S):
+            data = img_stream.getvalue()
+            if probe.kind(data) != "jpeg":
+                try:
+                    plain = cv2.imencode(".bmp", decode.pixels(data))[1].tobytes()
+                except Exception as error:  # else img2dataset would print it, and lose the row
+                    return None, None, None, None, None, str(error)[:200]
+                img_stream = io.BytesIO(plain)
+            return super().__call__(img_stream, blurring_bbox_list)

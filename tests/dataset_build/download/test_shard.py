@@ -45,6 +45,7 @@ def fetch_all(
     def go(rows: list[tuple[str, str]], name: str = "run", **settings: Any) -> Any:
         monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
         settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **settings}
+        settings.setdefault("allow_networks", ("127.0.0.0/8",))
         run = Run(tmp_path / name, Config(download=DownloadSettings(**settings)))
         pairs = [Pair(*row) for row in rows]
         run_stage(run, dedup_of(pairs))
@@ -244,7 +245,8 @@ def test_a_stop_ends_the_shard_soon_and_publishes_nothing(
     tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch, run_stage: RunStage
 ) -> None:
     monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
-    config = Config(download=DownloadSettings(timeout_s=20, slow_s=20))
+    networks = ("127.0.0.0/8",)
+    config = Config(download=DownloadSettings(timeout_s=20, slow_s=20, allow_networks=networks))
     run = Run(tmp_path, config)
     pairs = [Pair(f"http://a{i}.example/mute") for i in range(4)]
     run_stage(run, dedup_of(pairs))
@@ -280,10 +282,3 @@ def test_img2dataset_still_calls_its_writer_as_ours_is_called(staging: Any) -> N
         assert (
             inspect.signature(theirs).parameters.keys() == inspect.signature(ours).parameters.keys()
         )
-
-
-def test_img2dataset_still_looks_its_transport_up_where_we_put_ours(staging: Any) -> None:
-    downloader = staging.img2dataset.downloader
-    assert "download_image_with_retry(" in inspect.getsource(downloader.Downloader.download_shard)
-    parameters = inspect.signature(downloader.download_image_with_retry).parameters
-    assert next(iter(parameters)) == "row"
