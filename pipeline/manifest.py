@@ -267,6 +267,15 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
     return freed
 
 
+def sweep(stage_folder: Path, current: Sequence[Manifest]) -> None:
+    """Remove what attempts at published tasks have left for attempts that will never come."""
+    published = {manifest.fingerprint[:16] for manifest in current}
+    partial = stage_folder / "partial"
+    for folder in list(partial.iterdir()) if partial.exists() else []:
+        if folder.name in published:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def expose(stage_folder: Path, manifest: Manifest) -> None:
     """Give every output its stable name below `out/`; repeating it is harmless."""
     for output in manifest.outputs:

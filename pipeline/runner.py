@@ -197,6 +197,7 @@ def _complete(
         manifest.expose(folder, published)
     fingerprints = [published.fingerprint for published in manifests]
     files.write_atomic(folder / "complete.json", json.dumps(fingerprints))
+    manifest.sweep(folder, manifests)
     if ran:  # else what an unfinished change of the configuration has made is still of use to it
         manifest.prune(folder, manifests)
     watch.end(stage, manifests, ran)

@@ -57,7 +57,12 @@ class SmallBuild:
         ]
         per_task = -(-len(self.pairs) // tasks)
         self.config = Config(
-            download=DownloadSettings(pairs_per_task=per_task, threads=4, polite_connections=4),
+            download=DownloadSettings(
+                pairs_per_task=per_task,
+                threads=4,
+                polite_connections=4,
+                allow_networks=("127.0.0.0/8",),
+            ),
             pack=PackSettings(pairs_per_shard=10),
         )
 

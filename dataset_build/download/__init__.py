@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dataset_build import dedup, uid_range
+from dataset_build import dedup, records, uid_range
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -130,6 +130,8 @@ def plan(run: Run) -> list[Task]:
     outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
     rows = sum(output.rows or 0 for output in outputs if output.name in names)
     settings: DownloadSettings = run.settings("download")
+    for reference in expected(run):
+        records.sent_digest(run.path(reference))  # says so now if it does not know
     parts = max(1, -(-rows // settings.pairs_per_task))
     tasks = []
     for part in range(parts):

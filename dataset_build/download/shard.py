@@ -183,7 +183,7 @@ def _stage(attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, 
         disallowed_header_directives=None,
     )
     try:
-        with guard.confined(settings, attempt.run.folder, total):
+        with guard.confined(settings, attempt.run.folder, len(addresses)):
             downloader.download_shard((0, str(source)))
     finally:
         transport.close()
