@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
         data = png_essence(data)
     elif kind == "gif":
         data = gif_essence(data)
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    found: npt.NDArray[Any] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None:
         raise probe.NotPicture("undecodable", "the decoder refuses it")
     if found.dtype == np.uint16:  # the upper byte; img2dataset would cut off at 255
@@ -47,10 +48,9 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
 
 def _on_white(bgra: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """alpha / 255 x colour + 255 - alpha, rounded: no product of bytes / 255 lies at a half."""
-    alpha = cv2.cvtColor(bgra[..., 3], cv2.COLOR_GRAY2BGR)
+    alpha: npt.NDArray[Any] = cv2.cvtColor(bgra[..., 3], cv2.COLOR_GRAY2BGR)
     colour = cv2.multiply(cv2.cvtColor(bgra, cv2.COLOR_BGRA2BGR), alpha, scale=1 / 255)
-    matted: npt.NDArray[np.uint8] = cv2.add(colour, cv2.bitwise_not(alpha))
-    return matted
+    return np.asarray(cv2.add(colour, cv2.bitwise_not(alpha)), np.uint8)
 
 
 def png_essence(data: bytes) -> bytes:
@@ -82,8 +82,8 @@ def _png_bytes(data: bytes) -> int:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     if colour not in _PNG_CHANNELS:
         raise probe.NotPicture("undecodable", f"colour type {colour}")
-    row: int = -(-width * bits * _PNG_CHANNELS[colour] // 8)
-    return height * (row + 5) + 64
+    row = -(-width * bits * _PNG_CHANNELS[colour] // 8)
+    return int(height * (row + 5) + 64)
 
 
 def _inflated(stream: zlib._Decompress, data: bytes, most: int) -> int:
