@@ -23,6 +23,7 @@ from dataset_build.download.addresses import is_public, within
 from dataset_build.download.opt_out import opts_out, product_token
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
+_MAX_HEADER_LINES = 1000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TLS_ERRORS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 77, 80, 82, 83, 90, 91, 98})
 _ERRORS = {
@@ -176,6 +177,7 @@ class Connection:
     def _begin(self) -> None:
         self._status = 0
         self._headed = False
+        self._lines = 0
         self._headers: list[tuple[str, str]] = []
         self._body = bytearray()
         self._received = 0
@@ -202,6 +204,10 @@ class Connection:
         return int(pycurl.SOCKET_BAD)
 
     def _header(self, line: bytes) -> int | None:
+        self._lines += 1
+        if self._lines > _MAX_HEADER_LINES:  # libcurl bounds an answer's, not interim answers'
+            self._refusal = ("bad_response", "headers without end")
+            return -1
         if line.startswith(b"HTTP/"):  # also after an interim 1xx answer
             code = line.split(None, 2)[1:2]
             self._status = int(code[0]) if code and code[0].isdigit() else 0
