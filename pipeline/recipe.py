@@ -103,6 +103,13 @@ def names_inputs(config: Config) -> bool:
     return config.sample_web is not None or any(named)
 
 
+def fetches_anonymously(config: Config) -> bool:
+    """Whether a build would ask servers of others without saying who asks."""
+    names = [stage.name for stage in BUILD]
+    fetches = names.index(config.until) >= names.index(download.STAGE.name)
+    return fetches and config.sample_web is None and not config.download.contact
+
+
 def build_stages(config: Config) -> Sequence[Stage]:
     """The stages of the dataset up to `config.until`."""
     names = [stage.name for stage in BUILD]

@@ -27,6 +27,7 @@ from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
 from dataset_build.download.transport import Transport
+from dataset_build.lists import Lists
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
@@ -59,6 +60,7 @@ def fetch_shard(attempt: Attempt) -> Stats:
     marks = metadata(settings, STAGE.version)
     earlier = Earlier(attempt, first, last, marks)
     pairs = _pairs(attempt, earlier, first, last)
+    _forget_listed(Lists.of(attempt), earlier, pairs)
     addresses: dict[bytes, dict[str, Any]] = {}
     for pair in pairs:
         if pair["uid"][:8] not in earlier.by_address:
@@ -124,6 +126,18 @@ def _pairs(attempt: Attempt, earlier: Earlier, first: bytes, last: bytes) -> lis
     return [records_of[uid] for uid in rows["uid"].to_pylist()]
 
 
+def _forget_listed(lists: Lists, earlier: Earlier, pairs: list[dict[str, Any]]) -> None:
+    """Let nothing be known of addresses that are listed by now, or lead to one that is."""
+    if not lists:
+        return
+    for pair in pairs:
+        address = pair["uid"][:8]
+        known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
+        if known and any(map(lists.reason_of_address, (known["url"], known["final_url"]))):
+            earlier.by_uid.pop(pair["uid"], None)
+            earlier.by_address.pop(address, None)
+
+
 def _fetch_all(
     attempt: Attempt,
     settings: DownloadSettings,
@@ -182,7 +196,9 @@ def _stage(
 
     setting = os.environ.get("OPENWIT_CONNECT_TO", "")
     stopping = attempt.stop.__bool__
-    transport = Transport(settings, Detour.parse(setting) if setting else None, stopping)
+    detour = Detour.parse(setting) if setting else None
+    folder = attempt.run.stage_folder("download")
+    transport = Transport(settings, detour, stopping, Lists.of(attempt), folder)
 
     def fetch(address: tuple[int, str]) -> tuple[int, io.BytesIO | None, str | None]:
         row, url = address

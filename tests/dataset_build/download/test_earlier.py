@@ -35,7 +35,9 @@ class Downloads:
         """Select these pairs (of those that `known` has texts of); what the server was asked."""
         config = Config(
             download=DownloadSettings(
-                **{"timeout_s": 5.0, "polite_connections": 8, "pairs_per_task": 8, **settings}
+                robots="ignore",
+                requests_per_s=None,
+                **{"timeout_s": 5.0, "polite_connections": 8, "pairs_per_task": 8, **settings},
             )
         )
         self.run = Run(self.folder, config)

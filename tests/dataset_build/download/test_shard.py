@@ -19,6 +19,7 @@ from PIL import Image
 
 from dataset_build import download
 from dataset_build.download import DownloadSettings, shard
+from dataset_build.lists import ListSettings, ListsSettings
 from pipeline.manifest import Damaged, Manifest, Stats
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
@@ -41,10 +42,17 @@ def fetch_all(
 ) -> Callable[..., tuple[dict[str, Any], list[Manifest], Run]]:
     """Download pairs of (url, text); outcomes by url, manifests, run."""
 
-    def go(rows: list[tuple[str, str]], name: str = "run", **settings: Any) -> Any:
+    def go(
+        rows: list[tuple[str, str]],
+        name: str = "run",
+        lists: ListsSettings | None = None,
+        **settings: Any,
+    ) -> Any:
         monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
-        settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **settings}
-        run = Run(tmp_path / name, Config(download=DownloadSettings(**settings)))
+        rules = {"robots": "ignore", "requests_per_s": None}
+        settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **rules, **settings}
+        config = Config(download=DownloadSettings(**settings), lists=lists or ListsSettings())
+        run = Run(tmp_path / name, config)
         pairs = [Pair(*row) for row in rows]
         run_stage(run, dedup_of(pairs))
         run_stage(run, balance_of(pairs))
@@ -267,3 +275,59 @@ def test_img2dataset_still_looks_its_transport_up_where_we_put_ours(staging: Any
     assert "download_image_with_retry(" in inspect.getsource(downloader.Downloader.download_shard)
     parameters = inspect.signature(downloader.download_image_with_retry).parameters
     assert next(iter(parameters)) == "row"
+
+
+def test_what_is_listed_is_not_asked_for(fetch_all: Any, web: Any, tmp_path: Path) -> None:
+    blocked, opted_out = tmp_path / "blocked.txt", tmp_path / "opted_out.txt"
+    blocked.write_text("http://a.example/large.jpg\n")
+    opted_out.write_text("gone.example\n")
+    lists = ListsSettings(
+        blocked=ListSettings(addresses=(str(blocked),)),
+        opted_out=ListSettings(domains=(str(opted_out),)),
+    )
+    expected = {
+        "http://a.example/large.jpg": ("blocked", 0),
+        "http://x.gone.example/ok.jpg": ("opted_out", 0),
+        "http://a.example/redirect?to=http://b.example/redirect%3Fto%3Dhttp://gone.example/": (
+            "opted_out",
+            2,
+        ),
+        "http://a.example/redirect?to=https://a.example/large.jpg": ("blocked", 1),
+        "http://a.example/ok.jpg": ("ok", 1),
+    }
+    rows = [(url, "x") for url in expected]
+    outcomes, (manifest,), run = fetch_all(rows, lists=lists)
+    assert {url: row["status"] for url, row in outcomes.items()} == {
+        url: reason for url, (reason, _) in expected.items()
+    }
+    asked = [hit for hit in web.hits if not hit.startswith("/redirect")]
+    assert asked == ["/ok.jpg"]
+    assert len(web.hits) == sum(requests for _, requests in expected.values())
+    assert manifest.stats.counts["requests"] == len(web.hits)
+    assert manifest.stats.dropped == {"blocked": 2, "opted_out": 2}
+    assert len(staged(run)) == 3
+
+
+def test_a_list_that_changes_asks_again_only_what_it_must(
+    fetch_all: Any, web: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "blocked.txt"
+    lists = ListsSettings(blocked=ListSettings(domains=(str(path),)))
+    urls = [f"http://{host}.example/picture/{i}" for i, host in enumerate("abcc")]
+    urls.append("http://a.example/redirect?to=http://d.example/ok.jpg")
+    rows = [(url, "x") for url in urls]
+
+    def go(listed: str) -> dict[str, str]:
+        path.write_text(listed)
+        web.hits.clear()
+        outcomes, _, _ = fetch_all(rows, lists=lists)
+        return {url[7]: outcomes[url]["status"] for url in urls}
+
+    assert go("a.example\n") == {"a": "blocked", "b": "ok", "c": "ok"}
+    assert web.hits.count("/picture/0") == 0
+    assert go("b.example\n") == {"a": "ok", "b": "blocked", "c": "ok"}
+    assert sorted(web.hits) == ["/ok.jpg", "/picture/0", "/redirect?to=http://d.example/ok.jpg"]
+    assert go("b.example\nd.example\n") == {"a": "blocked", "b": "blocked", "c": "ok"}
+    assert web.hits == ["/redirect?to=http://d.example/ok.jpg"]
+    go("# the same\nb.example\nd.example\n")
+    assert web.hits == []
