@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dataset_build import uid_range
-from dataset_build.download import LISTED, DownloadSettings
+from dataset_build.download import DownloadSettings
 from dataset_build.records import FETCHED
 from pipeline.manifest import Manifest, digest, everything
 from pipeline.stage import Attempt
@@ -51,8 +51,6 @@ class Earlier:
                 tars = (o.name for o in manifest.outputs if o.name.endswith(".tar"))
                 self.tars.update({name: store / name for name in tars})
             for row in rows:
-                if row["status"] in LISTED:  # the lists may have changed; nobody was asked
-                    continue
                 # Several may know a pair or an address: a picture is better than none.
                 for known, key in ((self.by_uid, row["uid"]), (self.by_address, row["uid"][:8])):
                     if key not in known or (row["status"] == "ok") > (known[key]["status"] == "ok"):

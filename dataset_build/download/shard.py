@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dataset_build import dedup, records, uid_range
-from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
+from dataset_build.download import LISTED, REASONS, STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
 from dataset_build.download.transport import Transport
@@ -127,15 +127,19 @@ def _pairs(attempt: Attempt, earlier: Earlier, first: bytes, last: bytes) -> lis
 
 
 def _forget_listed(lists: Lists, earlier: Earlier, pairs: list[dict[str, Any]]) -> None:
-    """Let nothing be known of addresses that are listed by now, or lead to one that is."""
-    if not lists:
-        return
+    """Let nothing be known of addresses of which the lists say something else by now.
+
+    An address that leads to a listed one is as good as listed.
+    """
     for pair in pairs:
         address = pair["uid"][:8]
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
-        if known and any(map(lists.reason_of_address, (known["url"], known["final_url"]))):
-            earlier.by_uid.pop(pair["uid"], None)
-            earlier.by_address.pop(address, None)
+        if known:
+            said = known["status"] if known["status"] in LISTED else ""
+            reason = lists.reason_of_address(known["url"])
+            if (reason or lists.reason_of_address(known["final_url"])) != said:
+                earlier.by_uid.pop(pair["uid"], None)
+                earlier.by_address.pop(address, None)
 
 
 def _fetch_all(

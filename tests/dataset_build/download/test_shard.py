@@ -306,28 +306,3 @@ def test_what_is_listed_is_not_asked_for(fetch_all: Any, web: Any, tmp_path: Pat
     assert manifest.stats.counts["requests"] == len(web.hits)
     assert manifest.stats.dropped == {"blocked": 2, "opted_out": 2}
     assert len(staged(run)) == 3
-
-
-def test_a_list_that_changes_asks_again_only_what_it_must(
-    fetch_all: Any, web: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "blocked.txt"
-    lists = ListsSettings(blocked=ListSettings(domains=(str(path),)))
-    urls = [f"http://{host}.example/picture/{i}" for i, host in enumerate("abcc")]
-    urls.append("http://a.example/redirect?to=http://d.example/ok.jpg")
-    rows = [(url, "x") for url in urls]
-
-    def go(listed: str) -> dict[str, str]:
-        path.write_text(listed)
-        web.hits.clear()
-        outcomes, _, _ = fetch_all(rows, lists=lists)
-        return {url[7]: outcomes[url]["status"] for url in urls}
-
-    assert go("a.example\n") == {"a": "blocked", "b": "ok", "c": "ok"}
-    assert web.hits.count("/picture/0") == 0
-    assert go("b.example\n") == {"a": "ok", "b": "blocked", "c": "ok"}
-    assert sorted(web.hits) == ["/ok.jpg", "/picture/0", "/redirect?to=http://d.example/ok.jpg"]
-    assert go("b.example\nd.example\n") == {"a": "blocked", "b": "blocked", "c": "ok"}
-    assert web.hits == ["/redirect?to=http://d.example/ok.jpg"]
-    go("# the same\nb.example\nd.example\n")
-    assert web.hits == []
