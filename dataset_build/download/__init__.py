@@ -8,11 +8,12 @@ The work is in `shard.py`; this module is what every command imports, so it stay
 
 from __future__ import annotations
 
+import ipaddress
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from dataset_build import dedup, lists, uid_range
+from dataset_build import dedup, lists, records, uid_range
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -79,6 +80,10 @@ class DownloadSettings(Settings):
     """Further tries after an error that may pass: lost connections, 429, 5xx."""
     max_redirects: int = Field(5, ge=0, le=20)
     """Redirects followed; each new address is checked like the first."""
+    allow_networks: tuple[str, ...] = ()
+    """Networks outside the public internet that `OPENWIT_CONNECT_TO` may lead into, as
+    `127.0.0.0/8`: how the sample web is reached. Addresses that come from data never get there.
+    What was refused for want of an entry here is asked again once there is one."""
     max_bytes: int = Field(20 << 20, gt=0)
     """Largest file accepted, bytes."""
     max_pixels: int = Field(25_000_000, gt=0)
@@ -104,6 +109,16 @@ class DownloadSettings(Settings):
     """Never enlarge."""
     encode_quality: int = Field(95, ge=1, le=100)
     """Quality of the stored JPEG."""
+    expected: tuple[str, ...] = ()
+    """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
+    in them only the very files that they list are accepted, by SHA-256. By default any file is."""
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _are_networks(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        for block in blocks:
+            ipaddress.ip_network(block)  # a ValueError says what is wrong with it
+        return blocks
 
     def limits_of(self, domain: str) -> DomainLimits:
         """The limits of a registered domain."""
@@ -142,6 +157,7 @@ REASONS: dict[str, str] = {
     "unexpected_status": "an answer that is neither a picture, a redirect nor an error",
     "opt_out": "the server reserves the picture",
     "too_large": "more than max_bytes",
+    "changed": "the file is not the one that `expected` lists",
     "not_an_image": "none of the accepted formats",
     "truncated": "the file stops before its end",
     "too_many_pixels": "more than max_pixels",
@@ -163,6 +179,8 @@ def plan(run: Run) -> list[Task]:
     outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
     rows = sum(output.rows or 0 for output in outputs if output.name in names)
     settings: DownloadSettings = run.settings("download")
+    for reference in expected(run):
+        records.sent_digest(run.path(reference))  # says so now if it does not know
     parts = max(1, -(-rows // settings.pairs_per_task))
     tasks = []
     for part in range(parts):
@@ -170,9 +188,16 @@ def plan(run: Run) -> list[Task]:
         reads = [selected[group] for group in groups]
         for group in groups:
             reads += run.find(f"dedup:texts-*-{group:05d}.parquet")
+        reads += expected(run)
         params = {"part": part, "parts": parts, "groups": len(groups)}
         tasks.append(Task("download", part, tuple(reads), params))
     return lists.reading(run, tasks, "addresses", "domains")
+
+
+def expected(run: Run) -> list[str]:
+    """The files that `download.expected` names. Raises `MissingInput` where there is none."""
+    settings: DownloadSettings = run.settings("download")
+    return [reference for pattern in settings.expected for reference in run.find(pattern)]
 
 
 def work(attempt: Attempt) -> Stats:
@@ -183,5 +208,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=3, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=4, can_lose_tasks=True
 )

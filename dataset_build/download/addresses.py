@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 
 _IPV4_REFUSED = tuple(
     ipaddress.IPv4Network(block)
@@ -44,6 +45,7 @@ _IPV6_REFUSED = tuple(
 )
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # the way to IPv4 on an IPv6-only network
+_ISATAP = 0x5EFE  # interface identifier before an IPv4 address, RFC 5214; 0x0200 marks it global
 _NUMERIC = re.compile(r"[0-9a-fx.]+", re.IGNORECASE)
 
 
@@ -58,9 +60,20 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(number, ipaddress.IPv6Address):
         if number not in _MAPPED and number not in _NAT64:
-            return number in _IPV6_UNICAST and not any(number in block for block in _IPV6_REFUSED)
+            hides_ipv4 = int(number) >> 32 & 0xFDFFFFFF == _ISATAP
+            refused = hides_ipv4 or any(number in block for block in _IPV6_REFUSED)
+            return number in _IPV6_UNICAST and not refused
         number = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
     return not any(number in block for block in _IPV4_REFUSED)
+
+
+def within(address: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether a numeric address lies in one of the networks; anything unreadable does not."""
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(number in network for network in networks)
 
 
 def literal(host: str) -> str | None:

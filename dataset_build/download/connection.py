@@ -7,17 +7,19 @@ number it connects to: no redirect, odd spelling or second DNS answer gets past 
 from __future__ import annotations
 
 import email.utils
+import ipaddress
 import re
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urljoin
 
 import pycurl
 
 from dataset_build.download import DownloadSettings, probe
-from dataset_build.download.addresses import is_public
+from dataset_build.download.addresses import is_public, within
 from dataset_build.download.opt_out import opts_out, product_token
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
@@ -35,6 +37,7 @@ _ERRORS = {
     pycurl.E_RECV_ERROR: "connection_lost",
     pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",  # HTTP/0.9; other schemes never get this far
     8: "bad_response",  # CURLE_WEIRD_SERVER_REPLY
+    100: "bad_response",  # CURLE_TOO_LARGE: headers without end
 }
 
 
@@ -91,6 +94,7 @@ class Connection:
     ) -> None:
         self._settings = settings
         self._detour = detour
+        self._networks = tuple(map(ipaddress.ip_network, settings.allow_networks))
         self._token = product_token(settings.user_agent)
         self._stopping = stopping
         self._body = bytearray()
@@ -148,7 +152,7 @@ class Connection:
         if reason == "ok":
             return replace(answer, body=body)
         if reason == "redirect":
-            target = curl.getinfo(pycurl.REDIRECT_URL)
+            target = curl.getinfo(pycurl.REDIRECT_URL) or self._location(url)
             if not target:
                 return replace(answer, reason="too_many_redirects", detail="no target")
             return replace(answer, redirect=target)
@@ -193,12 +197,14 @@ class Connection:
             if isinstance(number, bytes):
                 number = number.decode()
             if self._detour is None:
-                allowed = is_public(number)
+                allowed, blocked = is_public(number), number
             else:
                 allowed = (number, port) == (self._detour.address, self._detour.port)
+                allowed = allowed and (is_public(number) or within(number, self._networks))
+                blocked = f"{number} is outside download.allow_networks"
             if allowed:
                 return _Socket(family, kind, protocol)
-            self._blocked = number
+            self._blocked = blocked
         return int(pycurl.SOCKET_BAD)
 
     def _header(self, line: bytes) -> int | None:
@@ -243,6 +249,14 @@ class Connection:
 
     def _progress(self, *sizes: int) -> int:
         return int(self._stopping())
+
+    def _location(self, url: str) -> str:
+        """Where a redirect leads whose body did not end well, which libcurl then does not say."""
+        location = dict(self._headers).get("location", "").encode("latin-1")
+        try:
+            return urljoin(url, location.decode(errors="replace")) if location else ""
+        except ValueError:
+            return ""
 
     def _retry_after_s(self) -> float:
         """Seconds that the server asks to be left alone; 0 if it does not."""

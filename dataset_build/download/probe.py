@@ -15,6 +15,8 @@ MAGIC_BYTES = 12
 # Start-of-frame markers: all of C0..CF except DHT (C4), JPG (C8) and DAC (CC). ITU-T T.81, B.1.1.3.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length: TEM, RSTn, SOI
+_MAX_SCANNED = 1_000_000_000
+"""Pixels of all scans of a JPEG together; encoders make a dozen scans."""
 
 
 class NotPicture(Exception):
@@ -91,6 +93,10 @@ def _jpeg(data: bytes) -> Probe:
         raise NotPicture("undecodable", "no frame header")
     if data.rfind(b"\xff\xd9", position) < 0:
         raise NotPicture("truncated", "no end-of-image marker")
+    # A scan may be a few bytes and yet go over every pixel. In coded data FF is followed by 00.
+    scans = data.count(b"\xff\xda", position)
+    if scans * size[0] * size[1] > _MAX_SCANNED:
+        raise NotPicture("too_many_pixels", f"{scans} scans of {size[0]} x {size[1]}")
     return Probe("jpeg", *size, bits)
 
 

@@ -25,6 +25,7 @@ from dataset_build.lists import Lists
 from pipeline.config import ConfigError
 
 _MAX_URL = 8192
+_MAX_HOST = 253  # RFC 1035, as text
 _FIRST_PAUSE_S = 0.5  # before the first retry; doubles
 _RETRIED = frozenset(
     {"connect", "connection_lost", "dns", "timeout", "truncated", "too_many_requests"}
@@ -68,6 +69,8 @@ def checked(url: str) -> tuple[str, str]:
         host = f"[{address}]" if ":" in address else address
     else:
         host = _ascii_host(host)
+        if (address := literal(host)) is not None:  # spelled in digits beyond ASCII
+            raise Refused("malformed_url", f"{address} in disguise")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?") if parts.query else ""
     authority = host if port is None else f"{host}:{port}"
@@ -81,8 +84,11 @@ def _ascii_host(host: str) -> str:
             host = idna.encode(host, uts46=True).decode()
         except idna.IDNAError as error:
             raise Refused("malformed_url", str(error)[:80]) from None
-    if not re.fullmatch(r"[a-z0-9_.-]+", host):
+    labels = host.removesuffix(".").split(".")
+    if not re.fullmatch(r"[a-z0-9_.-]+", host) or not all(0 < len(part) < 64 for part in labels):
         raise Refused("malformed_url", "not a host name")
+    if len(host) > _MAX_HOST:
+        raise Refused("malformed_url", f"a host name of {len(host)} characters")
     return host
 
 

@@ -29,7 +29,9 @@ from dataset_build.download import DownloadSettings
 from pipeline.config import ConfigError
 
 _RECORD = struct.Struct("<dd")  # Unix times: when the next request may begin; held off until
-_RECORDS = 1 << 22  # of 16 bytes: a sparse file of at most 64 MiB
+_RECORDS = 1 << 22
+FILE_BYTES = _RECORDS * _RECORD.size
+"""The longest that the file, which is sparse, may seem: 64 MiB."""
 _LOCKS = 1 << 40  # where connections are locked: beyond the records, there are no bytes there
 _MOST_CONNECTIONS = 1024
 _LONGEST_HOLD_S = 86_400.0

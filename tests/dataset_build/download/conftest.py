@@ -68,7 +68,7 @@ def host_of(head: bytes) -> str:
 class HostileWeb:
     """Serves on one loopback address; `hits` are the request lines that it saw."""
 
-    def __init__(self, host: str = "127.0.0.1", family: int = socket.AF_INET) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.hits: list[str] = []
         self.heads: list[str] = []
         self.requests: list[tuple[float, str, str]] = []  # Unix time, host, target
@@ -81,7 +81,8 @@ class HostileWeb:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._socket = socket.create_server((host, 0), family=family, backlog=256)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=256)
         self.host, self.port = self._socket.getsockname()[:2]
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
@@ -200,6 +201,40 @@ class HostileWeb:
             return self._drip(client, b"x")
         if path == "/drip-body":
             client.sendall(head + b"Content-Length: 1000000\r\n\r\n" + FILES["/ok.jpg"][:64])
+            return self._drip(client, b"x")
+        if path == "/drip-status":
+            client.sendall(b"HTTP/1.1 ")
+            return self._drip(client, b" ")
+        if path == "/drip-chunk":
+            client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+            return self._drip(client, b"0")
+        if path == "/drip-interim":
+            return self._drip(client, b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        if path == "/endless-interim":
+            while not self._ended.is_set():
+                client.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 100)
+            return False
+        if path == "/endless-head":
+            client.sendall(head)
+            while not self._ended.is_set():
+                client.sendall(b"X-More: of the same\r\n" * 100)
+            return False
+        if path == "/endless-line":
+            client.sendall(head + b"X-Long: ")
+            while not self._ended.is_set():
+                client.sendall(bytes(65536).replace(b"\0", b"x"))
+            return False
+        if path == "/stall-body":
+            client.sendall(head + b"Content-Length: 99999\r\n\r\n" + FILES["/ok.jpg"])
+            self._ended.wait(20)
+            return False
+        if path == "/hop":
+            self._ended.wait(0.4)
+            return self._send(client, b"", "302 Found", "Location: /hop")
+        if path == "/drip-redirect":
+            client.sendall(
+                b"HTTP/1.1 302 Found\r\nLocation: /ok.jpg\r\nContent-Length: 9999\r\n\r\n"
+            )
             return self._drip(client, b"x")
         if path == "/mute":
             self._ended.wait(20)

