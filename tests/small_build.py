@@ -61,6 +61,8 @@ class SmallBuild:
                 pairs_per_task=per_task,
                 threads=4,
                 polite_connections=4,
+                requests_per_s=None,
+                robots="ignore",
                 allow_networks=("127.0.0.0/8",),
             ),
             pack=PackSettings(pairs_per_shard=10),

@@ -62,6 +62,11 @@ class Earlier:
                     if key not in known or (row["status"] == "ok") > (known[key]["status"] == "ok"):
                         known[key] = row
 
+    def forget(self, uid: bytes) -> None:
+        """Let nothing be known of a pair, nor of its address."""
+        self.by_uid.pop(uid, None)
+        self.by_address.pop(uid[:8], None)
+
     def keep(self, tar: str) -> None:
         """Make a tar an output of this task too."""
         target = self._folder / tar

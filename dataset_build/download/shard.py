@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dataset_build import records, uid_range
-from dataset_build.download import STAGE, DownloadSettings, expected, guard, pairs, probe
+from dataset_build.download import LISTED, STAGE, DownloadSettings, expected, guard, pairs, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import MARK, Earlier, metadata
 from dataset_build.download.journal import Journal, Unfinished, share
 from dataset_build.download.outcome import NO_OUTCOME, Fetched, count, outcome
 from dataset_build.download.transport import Transport
+from dataset_build.lists import Lists
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
@@ -41,13 +42,18 @@ def fetch_shard(attempt: Attempt) -> Stats:
     known_bytes = [attempt.run.identity(name) for name in expected(attempt.run)]
     marks = metadata(settings, STAGE.version, known_bytes)
     earlier = Earlier(attempt, first, last, marks)
+    lists = Lists.of(attempt)
     selected = pairs.selected(attempt, earlier, first, last)
+    for pair in selected:
+        known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(pair["uid"][:8])
+        if known and not _is_as_listed(known, lists):
+            earlier.forget(pair["uid"])
     addresses: dict[bytes, Address] = {}
     for pair in selected:
         if pair["uid"][:8] not in earlier.by_address:
             addresses.setdefault(pair["uid"][:8], pair)
     stats = Stats(rows_in=len(selected))
-    outcomes = _fetch_all(attempt, addresses, marks, stats)
+    outcomes = _fetch_all(attempt, addresses, marks, lists, stats)
 
     fetched = []
     for pair in selected:
@@ -79,8 +85,19 @@ def fetch_shard(attempt: Attempt) -> Stats:
     return stats
 
 
+def _is_as_listed(known: dict[str, Any], lists: Lists) -> bool:
+    """Whether an outcome is what the lists say by now; an address that leads to a listed one is
+    as good as listed."""
+    reason = lists.reason_of_address(known["url"]) or lists.reason_of_address(known["final_url"])
+    return reason == (known["status"] if known["status"] in LISTED else "")
+
+
 def _fetch_all(
-    attempt: Attempt, addresses: dict[bytes, Address], marks: dict[bytes, bytes], stats: Stats
+    attempt: Attempt,
+    addresses: dict[bytes, Address],
+    marks: dict[bytes, bytes],
+    lists: Lists,
+    stats: Stats,
 ) -> dict[bytes, dict[str, Any]]:
     """Fetch addresses into one tar; what became of each."""
     if not addresses:
@@ -91,24 +108,27 @@ def _fetch_all(
     mark = marks[MARK].decode()[:16]
     with Unfinished(attempt, mark, addresses) as unfinished, Journal(path) as journal:
         share(attempt, path, mark)
-        left = {a: pair for a, pair in addresses.items() if a not in unfinished.outcomes}
+        ended = {a: o for a, o in unfinished.outcomes.items() if _is_as_listed(o, lists)}
+        left = {a: pair for a, pair in addresses.items() if a not in ended}
         stats.counts["addresses_resumed"] = len(addresses) - len(left)
         if left:
-            _stage(attempt, left, journal, len(addresses))
+            _stage(attempt, left, journal, lists, len(addresses))
         attempt.stop.check()
-        for address, known in unfinished.outcomes.items():
+        for address, known in ended.items():
             journal.end(address, known, unfinished.picture(address))
     outcomes = {}
-    for address, (ended, offset) in journal.verified().items():
-        count(stats, ended)
-        staged = {"staged": path.name, "staged_offset": offset} if ended["status"] == "ok" else {}
-        outcomes[address] = {**NO_OUTCOME, **ended, **staged}
+    for address, (known, offset) in journal.verified().items():
+        count(stats, known)
+        staged = {"staged": path.name, "staged_offset": offset} if known["status"] == "ok" else {}
+        outcomes[address] = {**NO_OUTCOME, **known, **staged}
     if outcomes.keys() != addresses.keys():
         raise Damaged(f"{path}: {len(outcomes)} of {len(addresses)} addresses have an outcome")
     return outcomes
 
 
-def _stage(attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, total: int) -> None:
+def _stage(
+    attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, lists: Lists, total: int
+) -> None:
     """Run img2dataset over the addresses; each ends in the journal, unless a stop is asked for."""
     settings: DownloadSettings = attempt.settings
     # Read when the libraries load. albumentations would ask a package index for its newest version;
@@ -130,7 +150,9 @@ def _stage(attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, 
         return bool(attempt.stop) or journal.failed
 
     setting = os.environ.get("OPENWIT_CONNECT_TO", "")
-    transport = Transport(settings, Detour.parse(setting) if setting else None, stopping)
+    detour = Detour.parse(setting) if setting else None
+    folder = attempt.run.stage_folder("download")
+    transport = Transport(settings, detour, stopping, lists, folder)
     digests = pairs.expected_digests(attempt, hashes[0] + bytes(8), hashes[-1] + b"\xff" * 8)
     fetched: dict[int, Fetched] = {}
     done = total - len(addresses)

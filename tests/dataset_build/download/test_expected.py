@@ -36,6 +36,8 @@ def build(
         settings = DownloadSettings(
             allow_networks=("127.0.0.0/8",),
             polite_connections=8,
+            requests_per_s=None,
+            robots="ignore",
             pairs_per_task=8,
             expected=tuple(map(str, expected)),
         )

@@ -20,6 +20,7 @@ from PIL import Image
 from dataset_build import download
 from dataset_build.download import DownloadSettings
 from dataset_build.download.journal import Journal
+from dataset_build.lists import ListSettings, ListsSettings
 from pipeline.manifest import Damaged, Manifest, Stats
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
@@ -42,11 +43,18 @@ def fetch_all(
 ) -> Callable[..., tuple[dict[str, Any], list[Manifest], Run]]:
     """Download pairs of (url, text); outcomes by url, manifests, run."""
 
-    def go(rows: list[tuple[str, str]], name: str = "run", **settings: Any) -> Any:
+    def go(
+        rows: list[tuple[str, str]],
+        name: str = "run",
+        lists: ListsSettings | None = None,
+        **settings: Any,
+    ) -> Any:
         monkeypatch.setenv("OPENWIT_CONNECT_TO", web.connect_to)
-        settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **settings}
+        rules = {"robots": "ignore", "requests_per_s": None}
+        settings = {"timeout_s": 2.0, "max_bytes": 1 << 20, "threads": 8, **rules, **settings}
         settings.setdefault("allow_networks", ("127.0.0.0/8",))
-        run = Run(tmp_path / name, Config(download=DownloadSettings(**settings)))
+        config = Config(download=DownloadSettings(**settings), lists=lists or ListsSettings())
+        run = Run(tmp_path / name, config)
         pairs = [Pair(*row) for row in rows]
         run_stage(run, dedup_of(pairs))
         run_stage(run, balance_of(pairs))
@@ -282,3 +290,36 @@ def test_img2dataset_still_calls_its_writer_as_ours_is_called(staging: Any) -> N
         assert (
             inspect.signature(theirs).parameters.keys() == inspect.signature(ours).parameters.keys()
         )
+
+
+def test_what_is_listed_is_not_asked_for(fetch_all: Any, web: Any, tmp_path: Path) -> None:
+    blocked, opted_out = tmp_path / "blocked.txt", tmp_path / "opted_out.txt"
+    blocked.write_text("http://a.example/large.jpg\n")
+    opted_out.write_text("gone.example\n")
+    lists = ListsSettings(
+        blocked=ListSettings(addresses=(str(blocked),)),
+        opted_out=ListSettings(domains=(str(opted_out),)),
+    )
+    expected = {
+        "http://a.example/large.jpg": ("blocked", 0),
+        "http://x.gone.example/ok.jpg": ("opted_out", 0),
+        "http://a.example/redirect?to=http://b.example/redirect%3Fto%3Dhttp://gone.example/": (
+            "opted_out",
+            2,
+        ),
+        "http://a.example/redirect?to=https://a.example/large.jpg": ("blocked", 1),
+        "http://a.example/ok.jpg": ("ok", 1),
+    }
+    rows = [(url, "x") for url in expected]
+    outcomes, (manifest,), run = fetch_all(rows, lists=lists)
+    assert {url: row["status"] for url, row in outcomes.items()} == {
+        url: reason for url, (reason, _) in expected.items()
+    }
+    asked = [hit for hit in web.hits if not hit.startswith("/redirect")]
+    assert asked == ["/ok.jpg"]
+    assert len(web.hits) == sum(requests for _, requests in expected.values())
+    assert manifest.stats.counts["requests"] == len(web.hits)
+    assert manifest.stats.dropped == {"blocked": 2, "opted_out": 2}
+    assert [name for name in staged(run) if name.endswith("jpg")] == [
+        f"{key_of('http://a.example/ok.jpg')}.jpg"
+    ]

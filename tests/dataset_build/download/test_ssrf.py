@@ -60,6 +60,7 @@ def vectors(canaries: list[HostileWeb], tmp_path: Path) -> list[str]:
 @contextmanager
 def transport(web: HostileWeb | None, **settings: Any) -> Iterator[Transport]:
     settings = {"timeout_s": 3.0, "retries": 0, "polite_connections": 64, **settings}
+    settings |= {"robots": "ignore", "requests_per_s": None, "contact": "https://lab.example"}
     made = DownloadSettings(allow_networks=("127.0.0.0/8", "::1/128"), **settings)
     detour = Detour.parse(web.connect_to) if web else None
     fetching = Transport(made, detour, lambda: False)
