@@ -238,7 +238,7 @@ class _Scanned:
         self._broken |= broken
         if len(self._broken) > self._data.max_broken_shards:
             reasons = "\n  ".join(self._broken.values())
-            raise BrokenTar(
+            raise DatasetError(
                 f"{reasons}\n  replace it, or let train.data.max_broken_shards be at least "
                 f"{len(self._broken)}"
             )
