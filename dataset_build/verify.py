@@ -68,9 +68,9 @@ class _Shard:
 @dataclass(frozen=True)
 class _Found:
     faults: list[Fault]
-    bytes: int
     uids: tuple[bytes, bytes] | None
     """First and last in the index."""
+    bytes: int
 
 
 def verify(
@@ -207,7 +207,7 @@ def _check_shard(
     if len(faults) > _SAID:
         faults[_SAID:] = [f"and {len(faults) - _SAID} faults more"]
     uids = (rows[0]["uid"], rows[-1]["uid"]) if rows else None
-    return _Found([Fault(shard.file, what) for what in faults], shard.bytes, uids)
+    return _Found([Fault(shard.file, what) for what in faults], uids, shard.bytes)
 
 
 def _structure(source: Tar, rows: list[dict[str, Any]] | None) -> Iterator[str]:

@@ -39,7 +39,7 @@ def verify(options: argparse.Namespace) -> int:
     published = [done for stage in reading.read(folder) for done in run.manifests(stage.name)]
     faults = []
     damaged = []
-    known = {}
+    known: dict[str, str] = {}
     for done, found in _damage(run, published, options.workers):
         faults += found
         if found:
