@@ -225,7 +225,7 @@ def _write_sample(
         "width": picture["width"],
         "height": picture["height"],
         "sha256": picture["staged_sha256"],
-        "original_sha256": picture["sha256"],
+        "sent_sha256": picture["sha256"],
         "caption_hash": xxhash.xxh3_64_intdigest(text),
         "json_hash": xxhash.xxh3_64_intdigest(provenance),
         "duplicate_group": pair["duplicate_group"],
@@ -236,7 +236,7 @@ def _write_sample(
 
 
 def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
-    """Where a sample is from and why it is there; `original_…` is what the server sent."""
+    """Where a sample is from and why it is there; `sent_…` is of the file that the server sent."""
     values = {
         "uid": pair["uid"].hex(),
         **{name: picture[name] for name in ("url", "final_url", "page_url", "source", "snapshot")},
@@ -247,9 +247,9 @@ def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
         "duplicate_group": pair["duplicate_group"].hex(),
         "bytes": picture["staged_bytes"],
         "sha256": picture["staged_sha256"].hex(),
-        "original_bytes": picture["bytes"],
-        "original_format": picture["format"],
-        "original_sha256": picture["sha256"].hex(),
+        "sent_bytes": picture["bytes"],
+        "sent_format": picture["format"],
+        "sent_sha256": picture["sha256"].hex(),
     }
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 

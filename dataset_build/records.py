@@ -126,7 +126,7 @@ INDEX = pa.schema(
         ("width", pa.uint16()),
         ("height", pa.uint16()),
         ("sha256", pa.binary(32)),  # of the picture as stored
-        ("original_sha256", pa.binary(32)),  # of the bytes that the server sent
+        ("sent_sha256", pa.binary(32)),  # of the bytes that the server sent
         ("caption_hash", pa.uint64()),  # xxh3-64 of the text's bytes
         ("json_hash", pa.uint64()),  # xxh3-64 of the JSON's bytes
         ("duplicate_group", UID),  # see SCREENED

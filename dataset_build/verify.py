@@ -268,7 +268,7 @@ def _sample(source: Tar, row: Mapping[str, Any], decodes: bool) -> Iterator[str]
         yield "its json is not the one that was packed"
         return
     said = json.loads(bytes(data["json"]))
-    for name in ("uid", "sha256", "original_sha256", "duplicate_group"):
+    for name in ("uid", "sha256", "sent_sha256", "duplicate_group"):
         if said[name] != row[name].hex():
             yield f"its {name} is another in the json than in the index"
     for name in ("width", "height", "query_ids", "selected_by"):

@@ -154,6 +154,17 @@ def test_killed_runs_end_with_the_same_bytes(run: Path, tmp_path: Path) -> None:
     assert kill_nine.digests(again) == expected
 
 
+@pytest.mark.parametrize("workers", [1, 8])
+def test_shards_do_not_depend_on_how_many_pack_them(
+    run: Path, tmp_path: Path, workers: int
+) -> None:
+    again = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(again / "pack")
+    said = pipeline("build", again, f"local.workers={workers}")
+    assert "screen: up to date" in said and "pack: up to date" not in said
+    assert kill_nine.digests(again) == kill_nine.digests(run)
+
+
 def verified(folder: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "pipeline", "verify", str(folder)]
     done = subprocess.run(

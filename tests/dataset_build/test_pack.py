@@ -261,11 +261,11 @@ def test_every_sample_says_where_it_is_from_and_why_it_is_there(packed: Pack) ->
             "sha256": hashlib.sha256(image).hexdigest(),
             "original_width": 64 + address,
             "original_height": 48,
-            "original_bytes": 4 + len(image),
-            "original_format": "png",
-            "original_sha256": hashlib.sha256(b"sent" + image).hexdigest(),
+            "sent_bytes": 4 + len(image),
+            "sent_format": "png",
+            "sent_sha256": hashlib.sha256(b"sent" + image).hexdigest(),
         }
-        assert row["original_sha256"].hex() == json.loads(written)["original_sha256"]
+        assert row["sent_sha256"].hex() == json.loads(written)["sent_sha256"]
         assert row["duplicate_group"] == uid_of(n - n % 5)
         found.add(n)
     assert found == set(numbers.values())

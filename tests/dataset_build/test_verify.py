@@ -128,7 +128,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None
         ("uid", bytes(16), "it is out of order"),
         ("width", 31, "pixels, the index has 31 x 24"),
         ("sha256", bytes(32), "its picture is not the one that was packed"),
-        ("original_sha256", bytes(32), "its original_sha256 is another in the json"),
+        ("sent_sha256", bytes(32), "its sent_sha256 is another in the json"),
         ("duplicate_group", bytes(16), "its duplicate_group is another in the json"),
         ("caption_hash", 5, "its text is not the one that was packed"),
         ("json_hash", 5, "its json is not the one that was packed"),
