@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from pydantic import Field
 
 from dataset_build import dedup, records, uid_range
-from pipeline import tar
+from pipeline import files, tar
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Damaged, Stats, digest
 from pipeline.stage import Attempt, Run, Stage, Task
 
+NAMES = re.compile(r"[0-9a-f]{32}\.(jpg|txt|json)")
+"""Of the files in a shard."""
+_SCREENED = ("uid", "selected_by", "captions", "duplicate_group")
 _SELECTED = ("uid", "occurrences", "query_ids", "probability")
 _FETCHED = (
     "uid",
@@ -67,6 +72,7 @@ def plan(run: Run) -> list[Task]:
             "pack: not one picture survived download and screen; "
             "see `dropped` in the manifests below RUN/download/done for why"
         )
+    queries = run.find("queries:queries.parquet")
     selected = run.find("balance:selected-*.parquet")
     tars = _tars(run)
     settings: PackSettings = run.settings("pack")
@@ -85,7 +91,7 @@ def plan(run: Run) -> list[Task]:
             passed += entry["kept"]
         fetched = [f"download:fetched-{name}" for name in names]
         groups = dedup.within(run, uid_range.of_file(names[0])[0], uid_range.of_file(names[-1])[1])
-        reads = [f"screen:screened-{name}" for name in names] + fetched
+        reads = queries + [f"screen:screened-{name}" for name in names] + fetched
         reads += [selected[group] for group in groups]
         reads += sorted({tar for reference in fetched for tar in tars[reference]})
         params = {
@@ -120,31 +126,30 @@ def work(attempt: Attempt) -> Stats:
     if attempt.task.params.get("gather"):
         return _gather(attempt)
     params = attempt.task.params
-    paths = attempt.inputs()
-    files = params["files"]
-    screened, fetched, rest = paths[:files], paths[files : 2 * files], paths[2 * files :]
+    queries, *paths = attempt.inputs()
+    count = params["files"]
+    screened, fetched, rest = paths[:count], paths[count : 2 * count], paths[2 * count :]
     selected, staged = rest[: params["selected"]], rest[params["selected"] :]
-    columns = ["uid", "selected_by"]
     kept = pa.concat_tables(
-        [pq.read_table(path, filters=[("keep", "=", True)], columns=columns) for path in screened]
+        pq.read_table(path, filters=[("keep", "=", True)], columns=list(_SCREENED))
+        for path in screened
     ).slice(params["skip"], params["pairs"])
     uids: list[Any] = kept["uid"].to_pylist()
     assert len(uids) == params["pairs"], f"{len(uids)} of {params['pairs']} survivors"
     check = attempt.stop.check
     pictures = _rows(uids, fetched, _FETCHED, check)
     pairs = _rows(uids, selected, _SELECTED, check)
-    for row in kept.to_pylist():
-        pairs[row["uid"]]["selected_by"] = row["selected_by"]
+    texts = _texts(queries, pairs)
 
     name = f"{params['shard']}.tar"
     (attempt.folder / "shards").mkdir()
     index = []
     with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as shard:
-        for uid in uids:
+        for row in kept.to_pylist():
             check()
-            pair, picture = pairs[uid], pictures[uid]
-            image = source.read(picture)
-            entry = _write_sample(shard, uid, image, pair, picture)
+            pair, picture = pairs[row["uid"]] | row, pictures[row["uid"]]
+            pair["queries"] = [texts[query] for query in pair["query_ids"]]
+            entry = _write_sample(shard, source.read(picture), pair, picture)
             index.append({**entry, "shard": name})
             attempt.progress(len(index), len(uids), "pairs")
         tar.finish(shard)
@@ -165,6 +170,13 @@ def _rows(
     if missing := set(uids) - found.keys():
         raise Damaged(f"{paths[0]}, …: {len(missing)} pairs are missing, as {min(missing).hex()}")
     return found
+
+
+def _texts(queries: Path, pairs: dict[bytes, dict[str, Any]]) -> dict[int, str]:
+    """The queries of some pairs, as they are written."""
+    ids = sorted({query for pair in pairs.values() for query in pair["query_ids"]})
+    found = pq.read_table(queries, columns=["text"])["text"].take(pa.array(ids, pa.int64()))
+    return dict(zip(ids, found.to_pylist(), strict=True))
 
 
 class _Pictures:
@@ -191,26 +203,32 @@ class _Pictures:
 
 
 def _write_sample(
-    shard: BinaryIO, uid: bytes, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
+    shard: BinaryIO, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
 ) -> dict[str, Any]:
-    """Append a sample's three members; its row of the index, but for the shard's name."""
-    text = picture["text"].encode()
+    """Append a sample's three files; its row of the index, but for the shard's name."""
+    name = pair["uid"].hex()
+    text, provenance = picture["text"].encode(), _provenance(pair, picture)
     offset = shard.tell()
-    image_offset = tar.write_member(shard, f"{uid.hex()}.jpg", image)
-    text_offset = tar.write_member(shard, f"{uid.hex()}.txt", text)
-    tar.write_member(shard, f"{uid.hex()}.json", _provenance(pair, picture))
+    image_offset = tar.write_member(shard, f"{name}.jpg", image)
+    text_offset = tar.write_member(shard, f"{name}.txt", text)
+    json_offset = tar.write_member(shard, f"{name}.json", provenance)
     return {
-        "uid": uid,
+        "uid": pair["uid"],
         "offset": offset,
         "length": shard.tell() - offset,
         "image_offset": image_offset,
         "image_bytes": len(image),
         "text_offset": text_offset,
         "text_bytes": len(text),
+        "json_offset": json_offset,
+        "json_bytes": len(provenance),
         "width": picture["width"],
         "height": picture["height"],
         "sha256": picture["staged_sha256"],
         "sent_sha256": picture["sha256"],
+        "caption_hash": xxhash.xxh3_64_intdigest(text),
+        "json_hash": xxhash.xxh3_64_intdigest(provenance),
+        "duplicate_group": pair["duplicate_group"],
         "query_ids": pair["query_ids"],
         "selected_by": pair["selected_by"],
         "probability": pair["probability"],
@@ -218,11 +236,21 @@ def _write_sample(
 
 
 def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
-    values = {**pair, **picture, "uid": pair["uid"].hex()}
-    for name in ("sha256", "staged_sha256"):
-        values[name] = picture[name].hex()
-    for name in ("staged", "staged_offset", "staged_bytes"):
-        del values[name]
+    """Where a sample is from and why it is there; `sent_…` is of the file that the server sent."""
+    values = {
+        "uid": pair["uid"].hex(),
+        **{name: picture[name] for name in ("url", "final_url", "page_url", "source", "snapshot")},
+        **{name: picture[name] for name in ("text", "width", "height")},
+        **{name: picture[name] for name in ("original_width", "original_height")},
+        **{name: pair[name] for name in ("query_ids", "queries", "selected_by", "probability")},
+        **{name: pair[name] for name in ("occurrences", "captions")},
+        "duplicate_group": pair["duplicate_group"].hex(),
+        "bytes": picture["staged_bytes"],
+        "sha256": picture["staged_sha256"].hex(),
+        "sent_bytes": picture["bytes"],
+        "sent_format": picture["format"],
+        "sent_sha256": picture["sha256"].hex(),
+    }
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -230,15 +258,14 @@ def _gather(attempt: Attempt) -> Stats:
     """`index.parquet` out of its parts, and `dataset.json`."""
     paths = attempt.inputs()
     parts, shards = paths[: len(paths) // 2], paths[len(paths) // 2 :]
+    index = attempt.folder / "index.parquet"
     samples = {}
-    with pq.ParquetWriter(
-        attempt.folder / "index.parquet", records.INDEX, compression="zstd"
-    ) as index:
+    with pq.ParquetWriter(index, records.INDEX, compression="zstd") as writer:
         for part, shard in zip(parts, shards, strict=True):
             attempt.stop.check()
             table = pq.read_table(part)
             samples[f"shards/{shard.name}"] = len(table)
-            index.write_table(table)
+            writer.write_table(table)
             attempt.progress(len(samples), len(parts), "shards")
     entries = [
         {
@@ -250,16 +277,29 @@ def _gather(attempt: Attempt) -> Stats:
         for output in _outputs(attempt.run)
         if output.name in samples
     ]
-    description = {
-        "fingerprint": digest([[shard["name"], shard["sha256"]] for shard in entries]),
-        "samples": sum(samples.values()),
-        "bytes": sum(shard["bytes"] for shard in entries),
-        "pairs_by_shard": entries,
-    }
-    (attempt.folder / "dataset.json").write_text(json.dumps(description, indent=1))
+    (attempt.folder / "dataset.json").write_text(description(index, entries))
     stats = Stats()  # the shards' own tasks have counted the rows
     stats.counts["shards"] = len(entries)
     return stats
+
+
+def description(index: Path, shards: Sequence[Mapping[str, Any]]) -> str:
+    """The text of `dataset.json`: the checksums of all files, and a fingerprint over them.
+
+    `shards`: name, bytes, sha256 and samples of each, in the order of the index.
+    """
+    values = {
+        "samples": sum(shard["samples"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "index": {"bytes": index.stat().st_size, "sha256": files.sha256(index)},
+        "pairs_by_shard": list(shards),
+    }
+    return written({"fingerprint": digest(values), **values})
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """A description as `dataset.json` has it."""
+    return json.dumps(values, indent=1) + "\n"
 
 
 def _outputs(run: Run) -> Iterator[Any]:
@@ -268,5 +308,11 @@ def _outputs(run: Run) -> Iterator[Any]:
 
 
 STAGE = Stage(
-    "pack", ("screen", "download", "balance"), plan, work, then=(gather,), unit="pairs", version=3
+    "pack",
+    ("screen", "download", "balance", "queries"),
+    plan,
+    work,
+    then=(gather,),
+    unit="pairs",
+    version=4,
 )

@@ -108,6 +108,8 @@ SCREENED = pa.schema(
         ("keep", pa.bool_()),
         ("reason", pa.string()),  # "" for those kept
         ("selected_by", pa.list_(pa.uint32())),  # the queries that keep it, after `balance.spare`
+        ("captions", pa.list_(pa.string())),  # of its picture: its own, then others'; if kept
+        ("duplicate_group", UID),  # the smallest uid among pairs with about the same picture
     ]
 )
 
@@ -121,10 +123,15 @@ INDEX = pa.schema(
         ("image_bytes", pa.uint32()),
         ("text_offset", pa.uint64()),
         ("text_bytes", pa.uint32()),
+        ("json_offset", pa.uint64()),
+        ("json_bytes", pa.uint32()),
         ("width", pa.uint16()),
         ("height", pa.uint16()),
         ("sha256", pa.binary(32)),  # of the picture as stored
-        ("sent_sha256", pa.binary(32)),  # of the file that the server sent
+        ("sent_sha256", pa.binary(32)),  # of the bytes that the server sent
+        ("caption_hash", pa.uint64()),  # xxh3-64 of the text's bytes
+        ("json_hash", pa.uint64()),  # xxh3-64 of the JSON's bytes
+        ("duplicate_group", UID),  # see SCREENED
         ("query_ids", pa.list_(pa.uint32())),
         ("selected_by", pa.list_(pa.uint32())),
         ("probability", pa.float32()),

@@ -85,6 +85,7 @@ class _Part:
     def __init__(self, path: Path, table: pa.Table, verdict: Verdicts, selected: pa.Table) -> None:
         assert table["uid"].equals(selected["uid"]), f"{path}: not the selected pairs"
         self.path, self.uid, self.url, self.verdict = path, table["uid"], table["url"], verdict
+        self.text = table["text"]
         self.selected_by = selected["selected_by"].combine_chunks()
 
     def survivors(self, balance: BalanceSettings) -> Survivors:
@@ -106,7 +107,7 @@ def _parts(
     start = 0
     for number, path in enumerate(fetched):
         attempt.stop.check()
-        table = pq.read_table(path, columns=["uid", "url"])
+        table = pq.read_table(path, columns=["uid", "url", "text"])
         first, last = uid_range.of_file(path.name)
         near = [selected[group] for group in dedup.within(attempt.run, first, last)]
         own = uid_range.read(near, first, last, ["uid", "selected_by"], attempt.stop.check)
@@ -131,7 +132,11 @@ def _write(attempt: Attempt, parts: Iterator[_Part], thresholds: Thresholds | No
             verdict[(verdict == _KEEP) & ~chosen] = _OVER_CAP
         kept = verdict == _KEEP
         reasons = pa.array(np.array(_REASONS, dtype=object)[verdict], pa.string())
-        columns = [part.uid.combine_chunks(), pa.array(kept), reasons, selected_by]
+        uid, text = part.uid.combine_chunks(), part.text.combine_chunks()
+        captions = pa.ListArray.from_arrays(
+            np.append(0, kept.cumsum()).astype(np.int32), text.filter(pa.array(kept))
+        )
+        columns = [uid, pa.array(kept), reasons, selected_by, captions, uid]
         screened = pa.table(columns, schema=records.SCREENED)
         # Pairs without a picture ended in `download`; they have no row here.
         screened = screened.filter(pa.array(verdict != _NO_PICTURE))
@@ -201,5 +206,5 @@ def digests(
 
 
 STAGE = Stage(
-    "screen", ("balance", "download"), plan, work, unit="pairs", also=("balance",), version=2
+    "screen", ("balance", "download"), plan, work, unit="pairs", also=("balance",), version=3
 )

@@ -288,12 +288,15 @@ def damage(stage_folder: Path, manifest: Manifest) -> list[str]:
     faults = []
     for output in manifest.outputs:
         path = stage_folder / "out" / output.name
-        if not path.exists():
+        try:
+            if (size := path.stat().st_size) != output.bytes:
+                faults.append(f"{path}: {size} bytes, published with {output.bytes}")
+            elif files.sha256(path) != output.sha256:
+                faults.append(f"{path}: its bytes differ from those published")
+        except FileNotFoundError:
             faults.append(f"{path}: missing")
-        elif path.stat().st_size != output.bytes:
-            faults.append(f"{path}: {path.stat().st_size} bytes, published with {output.bytes}")
-        elif files.sha256(path) != output.sha256:
-            faults.append(f"{path}: its bytes differ from those published")
+        except OSError as error:
+            faults.append(f"{path}: cannot be read ({error.strerror})")
     return faults
 
 

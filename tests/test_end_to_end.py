@@ -154,19 +154,61 @@ def test_killed_runs_end_with_the_same_bytes(run: Path, tmp_path: Path) -> None:
     assert kill_nine.digests(again) == expected
 
 
-def test_verify_finds_damage_and_build_repairs_it(run: Path) -> None:
-    verify = [sys.executable, "-m", "pipeline", "verify", str(run)]
-    assert subprocess.run(verify, cwd=kill_nine.ROOT, check=False).returncode == 0
-    shard = run / "pack/out/shards/00000.tar"
-    whole = shard.read_bytes()
-    broken = bytearray(whole)
-    broken[len(whole) // 2] ^= 1
-    with shard.open("r+b") as stream:
-        stream.write(broken)
-    found = subprocess.run(verify, cwd=kill_nine.ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode == 5 and "00000.tar: its bytes differ" in found.stdout
-    pipeline("build", run)
-    assert shard.read_bytes() == whole
+@pytest.mark.parametrize("workers", [1, 8])
+def test_shards_do_not_depend_on_how_many_pack_them(
+    run: Path, tmp_path: Path, workers: int
+) -> None:
+    again = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(again / "pack")
+    said = pipeline("build", again, f"local.workers={workers}")
+    assert "screen: up to date" in said and "pack: up to date" not in said
+    assert kill_nine.digests(again) == kill_nine.digests(run)
+
+
+def verified(folder: Path) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pipeline", "verify", str(folder)]
+    done = subprocess.run(
+        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=170, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        byte = stream.read(1)[0]
+        stream.seek(at)
+        stream.write(bytes([byte ^ 1]))
+
+
+def test_verify_finds_damage_and_build_repairs_it(run: Path, tmp_path: Path) -> None:
+    assert verified(run)[0] == 0
+    out = run / "pack/out"
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))  # the dataset alone
+    assert verified(copy) == (0, "all files are as they were packed\n")
+    before = kill_nine.digests(run)
+    rows = pq.read_table(out / "index.parquet").to_pylist()
+    sample = [row for row in rows if row["shard"] == "00001.tar"][7]
+    for folder in (out, copy):
+        flip(folder / "shards/00001.tar", sample["text_offset"])
+        flip(folder / "index.parquet", 4 * len(rows))
+    found, said = verified(run)
+    assert found == 5
+    assert f"{out}/shards/00001.tar: its bytes differ from those published" in said
+    assert f"{out}/index.parquet: its bytes differ from those published" in said
+    found, said = verified(copy)
+    assert found == 5 and f"{copy}/index.parquet: its bytes differ" in said
+    said = pipeline("build", run)
+    assert "download: up to date" in said
+    assert kill_nine.digests(run) == before
+    assert verified(run)[0] == 0
+    shutil.copy2(out / "index.parquet", copy)
+    found, said = verified(copy)
+    shard = copy / "shards/00001.tar"
+    assert said.splitlines()[:2] == [
+        f"{shard}: its bytes differ from those that were packed",
+        f"{shard}: sample {sample['uid'].hex()}: its text is not the one that was packed",
+    ]
 
 
 @pytest.mark.parametrize(

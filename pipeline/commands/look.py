@@ -11,13 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline import config as configuration
-from pipeline import manifest
 from pipeline import status as reading
 from pipeline.commands.advance import open_run, write_report
 from pipeline.stage import Run
 from pipeline.stop import StopFlag
-
-EXIT_DAMAGED = 5
 
 
 def report(options: argparse.Namespace) -> int:
@@ -64,28 +61,6 @@ def cancel(options: argparse.Namespace) -> int:
     count = driver.cancel(options.run.absolute())
     print(f"{count} jobs cancelled; the command that started them goes on from what is published")
     return 0
-
-
-def verify(options: argparse.Namespace) -> int:
-    """Read every published byte again; what is damaged is put aside and made again by `build`."""
-    folder: Path = options.run
-    run = Run(folder, configuration.Settings())
-    faults = []
-    checked = 0
-    for stage in reading.read(folder):
-        stage_folder = run.stage_folder(stage.name)
-        for published in run.manifests(stage.name):
-            found = manifest.damage(stage_folder, published)
-            checked += len(published.outputs)
-            if found:
-                faults += found
-                manifest.discard(stage_folder, published)
-    for fault in faults:
-        print(fault)
-    print(f"{checked} files read, {len(faults)} damaged")
-    if faults:
-        print("the tasks that made them will run again with the next build")
-    return EXIT_DAMAGED if faults else 0
 
 
 def export(options: argparse.Namespace) -> int:

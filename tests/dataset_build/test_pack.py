@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from dataset_build import pack, records, uid_range
 from dataset_build.match import MatchSettings
 from dataset_build.pack import NothingLeft, PackSettings
-from pipeline.manifest import Damaged
+from pipeline.manifest import Damaged, digest
 from pipeline.stage import Run
 from tests.dataset_build.hand_made import Config, write_groups
 
@@ -40,6 +41,10 @@ def picture(number: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (32 + number, 24), (number * 9, 80, 10)).save(stream, "JPEG")
     return stream.getvalue()
+
+
+def text_of(number: int) -> str:
+    return f"picture {number} ★ naïve 猫"
 
 
 def survives(number: int) -> bool:
@@ -75,7 +80,7 @@ def write_download(folder: Path, parts: Downloaded, order: random.Random) -> Non
             {
                 "uid": uid_of(n),
                 "url": f"http://a.example/{address_of(n)}",
-                "text": f"picture {n} ★ naïve 猫",
+                "text": text_of(n),
                 "page_url": "http://a.example/",
                 "source": "alt",
                 "snapshot": "CC-1",
@@ -115,13 +120,26 @@ def write_screen(folder: Path, parts: Downloaded) -> None:
     kept = []
     for name, numbers in parts:
         rows = [
-            {"uid": uid_of(n), "keep": survives(n), "reason": "", "selected_by": [n]}
+            {
+                "uid": uid_of(n),
+                "keep": survives(n),
+                "reason": "",
+                "selected_by": [n],
+                "captions": [text_of(n), f"another of {n}"],
+                "duplicate_group": uid_of(n - n % 5),
+            }
             for n in numbers
         ]
         table = pa.Table.from_pylist(rows, schema=records.SCREENED)
         pq.write_table(table, folder / f"screened-{name}")
         kept.append({"file": f"screened-{name}", "kept": sum(map(survives, numbers))})
     (folder / "survivors.json").write_text(json.dumps(kept))
+
+
+def write_queries(folder: Path) -> None:
+    rows = [{"query_id": n, "text": f"Query № {n}"} for n in range(PAIRS + 1)]
+    table = pa.Table.from_pylist(rows, schema=records.QUERIES)
+    pq.write_table(table, folder / "queries.parquet")
 
 
 def write_balance(run: Run, folder: Path) -> None:
@@ -152,6 +170,7 @@ def packed(tmp_path_factory: Any, publish_files: Any, run_stage: Any) -> Pack:
         )
         run = Run(tmp_path_factory.mktemp("run"), config)
         files, order = parts_of(parts), random.Random(seed)
+        publish_files(run, "queries", write_queries)
         publish_files(run, "balance", lambda folder: write_balance(run, folder))
         publish_files(run, "download", lambda folder: write_download(folder, files, order))
         publish_files(run, "screen", lambda folder: write_screen(folder, files))
@@ -200,7 +219,7 @@ def test_the_index_addresses_exactly_the_bytes(packed: Pack) -> None:
         assert image == picture(address_of(number))
         assert row["sha256"] == hashlib.sha256(image).digest()
         text = data[row["text_offset"] :][: row["text_bytes"]].decode()
-        assert text == f"picture {number} ★ naïve 猫"
+        assert text == text_of(number)
         with tarfile.open(fileobj=io.BytesIO(data[row["offset"] :][: row["length"]])) as tar:
             names = tar.getnames()
         assert names == [f"{row['uid'].hex()}.{e}" for e in ("jpg", "txt", "json")]
@@ -209,23 +228,47 @@ def test_the_index_addresses_exactly_the_bytes(packed: Pack) -> None:
         assert row["probability"] == 0.5
 
 
-def test_provenance_is_whole_and_timeless(packed: Pack) -> None:
+def test_every_sample_says_where_it_is_from_and_why_it_is_there(packed: Pack) -> None:
     run = packed()
-    with tarfile.open(output(run, "shards/00000.tar")) as tar:
-        members = [m for m in tar.getmembers() if m.name.endswith(".json")]
-        records_ = [json.loads(tar.extractfile(m).read()) for m in members]  # type: ignore[union-attr]
-    for member, record in zip(members, records_, strict=True):
-        assert record["uid"] == member.name.partition(".")[0]
-        assert set(record) == {
-            *("uid", "url", "final_url", "page_url", "text", "source", "snapshot", "occurrences"),
-            *("query_ids", "selected_by", "probability", "sha256", "width", "height"),
-            *("original_width", "original_height", "bytes", "format", "staged_sha256"),
+    numbers = {uid_of(n).hex(): n for n in range(PAIRS) if survives(n)}
+    found = set()
+    for row in pq.read_table(output(run, "index.parquet")).to_pylist():
+        data = output(run, f"shards/{row['shard']}").read_bytes()
+        written = data[row["json_offset"] :][: row["json_bytes"]]
+        assert row["json_hash"] == xxhash.xxh3_64_intdigest(written)
+        text = data[row["text_offset"] :][: row["text_bytes"]]
+        assert row["caption_hash"] == xxhash.xxh3_64_intdigest(text)
+        n = numbers[row["uid"].hex()]
+        address, image = address_of(n), picture(address_of(n))
+        assert json.loads(written) == {
+            "uid": row["uid"].hex(),
+            "url": f"http://a.example/{address}",
+            "final_url": f"http://a.example/{address}.jpg",
+            "page_url": "http://a.example/",
+            "source": "alt",
+            "snapshot": "CC-1",
+            "text": text_of(n),
+            "captions": [text_of(n), f"another of {n}"],
+            "occurrences": 1 + n,
+            "query_ids": [n, n + 1],
+            "queries": [f"Query № {n}", f"Query № {n + 1}"],
+            "selected_by": [n],
+            "probability": 0.5,
+            "duplicate_group": uid_of(n - n % 5).hex(),
+            "width": 32 + address,
+            "height": 24,
+            "bytes": len(image),
+            "sha256": hashlib.sha256(image).hexdigest(),
+            "original_width": 64 + address,
+            "original_height": 48,
+            "sent_bytes": 4 + len(image),
+            "sent_format": "png",
+            "sent_sha256": hashlib.sha256(b"sent" + image).hexdigest(),
         }
-        number = {uid_of(n).hex(): n for n in range(PAIRS)}[record["uid"]]
-        assert record["text"] == f"picture {number} ★ naïve 猫"
-        assert record["url"] == f"http://a.example/{address_of(number)}"
-        assert (record["query_ids"], record["selected_by"]) == ([number, number + 1], [number])
-        assert (record["occurrences"], record["snapshot"]) == (1 + number, "CC-1")
+        assert row["sent_sha256"].hex() == json.loads(written)["sent_sha256"]
+        assert row["duplicate_group"] == uid_of(n - n % 5)
+        found.add(n)
+    assert found == set(numbers.values())
 
 
 def test_bytes_do_not_depend_on_how_the_pictures_came(packed: Pack) -> None:
@@ -253,6 +296,7 @@ def test_a_shard_reads_only_the_files_that_hold_it(packed: Pack) -> None:
         files = [f"-{part:05d}-of-00012.parquet" for part in range(first, last + 1)]
         groups = range(first * 8 // 12, -(-(last + 1) * 8 // 12))
         assert [name for name in task.reads if not name.endswith(".tar")] == [
+            "queries:queries.parquet",
             *(f"screen:screened{name}" for name in files),
             *(f"download:fetched{name}" for name in files),
             *(f"balance:selected-{group:05d}.parquet" for group in groups),
@@ -269,8 +313,15 @@ def test_the_description_names_every_shard(packed: Pack) -> None:
     for shard in description["pairs_by_shard"]:
         data = output(run, f"shards/{shard['name']}").read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+    index = output(run, "index.parquet").read_bytes()
+    assert description["index"] == {
+        "bytes": len(index),
+        "sha256": hashlib.sha256(index).hexdigest(),
+    }
+    fingerprint = description.pop("fingerprint")
+    assert fingerprint == digest(description)
     other = json.loads(output(packed(pairs_per_shard=5), "dataset.json").read_text())
-    assert other["fingerprint"] != description["fingerprint"]
+    assert other["fingerprint"] != fingerprint
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,11 +14,11 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from multiprocessing import resource_tracker
@@ -41,6 +41,7 @@ from train.data.index import (
     Index,
     Part,
     concatenated,
+    description,
     numbers_of,
     parse_index,
     words_of,
@@ -69,13 +70,13 @@ class Listing:
     shards: tuple[Shard, ...]
     packed: str = ""
     """Address of the folder with `index.parquet`; empty if the shards have no index."""
-    fingerprint: str = ""
-    """Of a packed dataset."""
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """A packed dataset's `dataset.json`."""
 
     def identity(self) -> dict[str, Any]:
         """Names the content for fingerprints: JSON values."""
         if self.packed:
-            return {"packed": self.fingerprint}
+            return {"packed": str(self.described["fingerprint"])}
         rows = [[n, s.bytes, s.stamp] for n, s in zip(self.names(), self.shards, strict=True)]
         return {"shards": len(rows), "listing": digest(rows)}
 
@@ -97,12 +98,13 @@ def listing(dataset: DatasetSettings, timeout_s: float) -> Listing:
         if not storage.is_remote(folder):
             folder = str(Path(folder).expanduser())
         if storage.exists(f"{folder}/index.parquet", timeout_s=timeout_s):
-            described = json.loads(storage.fetch(f"{folder}/dataset.json", timeout_s=timeout_s))
+            address = f"{folder}/dataset.json"
+            described = description(address, storage.fetch(address, timeout_s=timeout_s))
             shards = tuple(
                 Shard(f"{folder}/shards/{shard['name']}", shard["bytes"], "")
                 for shard in described["pairs_by_shard"]
             )
-            return Listing(shards, folder, str(described["fingerprint"]))
+            return Listing(shards, folder, described)
     return Listing(tuple(storage.find(dataset.path, timeout_s=timeout_s)))
 
 
@@ -131,7 +133,7 @@ def _packed(name: str, found: Listing) -> Index:
     shards = {Path(shard.address).name: shard.address for shard in found.shards}
     address = f"{found.packed}/index.parquet"
     with storage.opened(address) as stream:
-        index = parse_index(address, stream, shards, found.fingerprint)
+        index = parse_index(address, stream, shards, found.described)
     return replace(index, parts=(replace(index.parts[0], name=name),))
 
 
@@ -238,7 +240,7 @@ class _Scanned:
         self._broken |= broken
         if len(self._broken) > self._data.max_broken_shards:
             reasons = "\n  ".join(self._broken.values())
-            raise BrokenTar(
+            raise DatasetError(
                 f"{reasons}\n  replace it, or let train.data.max_broken_shards be at least "
                 f"{len(self._broken)}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,19 @@ from numpy.typing import NDArray
 
 from pipeline import files
 from pipeline.config import UserError
+from pipeline.manifest import digest
 
 if TYPE_CHECKING:
     import pyarrow as pa  # the loader's workers import this module, not arrow
 
 Bytes = bytes | memoryview
+
+MAX_SAMPLE_BYTES = 256 << 20
+"""A sample is read at once, and several at a time."""
+_CHUNK = 8 << 20
+_CHECKS: tuple[Literal["none", "sha256", "sha256 and xxh3"], ...]
+_CHECKS = "none", "sha256", "sha256 and xxh3"
+_SHARD = re.compile(r"\w[\w.-]*\.tar", re.ASCII)
 
 
 class DatasetError(UserError):
@@ -41,8 +50,9 @@ class Part:
     samples: int
     caption: str = "txt"
     """What the text's bytes are: `txt` the text, `json:FIELD` an object that has it in a field."""
-    checks: Literal["none", "sha256", "xxh3"] = "none"
-    """What `Index.image_check` is: the first 64 bits of SHA-256, or xxh3-64 and of texts too."""
+    checks: Literal["none", "sha256", "sha256 and xxh3", "xxh3"] = "none"
+    """What `Index.image_check` is: the first 64 bits of SHA-256, or xxh3-64. With the latter, there
+    is an xxh3-64 of each text too."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,10 @@ class Index:
         checks = self.part(sample).checks
         if checks == "none":
             return True
-        if checks == "sha256":
-            return short_sha256(image) == int(self.image_check[sample])
-        return xxhash.xxh3_64_intdigest(image) == int(
-            self.image_check[sample]
-        ) and xxhash.xxh3_64_intdigest(text) == int(self.text_check[sample])
+        of_image = xxhash.xxh3_64_intdigest if checks == "xxh3" else short_sha256
+        if of_image(image) != int(self.image_check[sample]):
+            return False
+        return checks == "sha256" or xxhash.xxh3_64_intdigest(text) == int(self.text_check[sample])
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -132,22 +141,48 @@ def read_index(index: Path, shards: Mapping[str, str], dataset: Path | None = No
     """Read a packed dataset's `index.parquet`; `shards` maps a shard's file name to where it is.
 
     `dataset` is `dataset.json`, whose fingerprint names the content; without it the index's own
-    bytes do. Raises `DatasetError` if a shard is missing or the index is empty.
+    bytes do. Raises `DatasetError` if a shard is missing or the index is empty or damaged.
     """
     if dataset is None:
-        fingerprint = files.sha256(index)
+        described = {"fingerprint": files.sha256(index)}
     else:
-        fingerprint = str(json.loads(dataset.read_bytes())["fingerprint"])
+        described = description(str(dataset), dataset.read_bytes())
     with index.open("rb") as stream:
-        return parse_index(str(index), stream, shards, fingerprint)
+        return parse_index(str(index), stream, shards, described)
 
 
-def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerprint: str) -> Index:
-    """`read_index` of an open file; `name` is for messages."""
+def description(name: str, data: bytes) -> dict[str, Any]:
+    """What `dataset.json` says. Raises `DatasetError` if it is not what was written."""
+    try:
+        described = json.loads(data)
+        rest = {key: value for key, value in described.items() if key != "fingerprint"}
+        whole = not rest or described["fingerprint"] == digest(rest)
+        names = [str(shard["name"]) for shard in rest.get("pairs_by_shard", ())]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole, names = False, []
+    if not whole:
+        raise DatasetError(f"{name}: its fingerprint is not that of what it says; it is damaged")
+    if strange := [shard for shard in names if not _SHARD.fullmatch(shard)]:
+        raise DatasetError(f"{name}: {strange[0]!r} is no name of a shard")
+    return dict(described)
+
+
+def parse_index(
+    name: str, stream: BinaryIO, shards: Mapping[str, str], described: Mapping[str, Any]
+) -> Index:
+    """`read_index` of an open file, with what `dataset.json` says; `name` is for messages."""
+    if "index" in described:
+        found = hashlib.sha256()
+        while chunk := stream.read(_CHUNK):
+            found.update(chunk)
+        if found.hexdigest() != described["index"]["sha256"]:
+            raise DatasetError(f"{name}: its bytes differ from those that were packed")
+        stream.seek(0)
+    fingerprint = str(described["fingerprint"])
     source = files.open_parquet(stream)
     columns = [*_NUMBERS, "uid", "shard"]
-    checked = "sha256" in source.schema_arrow.names
-    table = source.read(columns=[*columns, *(["sha256"] if checked else [])])
+    checks = [check for check in ("sha256", "caption_hash") if check in source.schema_arrow.names]
+    table = source.read(columns=[*columns, *checks])
     if not table.num_rows:
         raise DatasetError(f"{name}: no samples; see the report for where the pairs were dropped")
     encoded = table["shard"].combine_chunks().dictionary_encode()
@@ -159,18 +194,35 @@ def parse_index(name: str, stream: BinaryIO, shards: Mapping[str, str], fingerpr
     names = np.array([rank[str(shard)] for shard in encoded.dictionary.to_pylist()], np.int32)
     shard = names[encoded.indices.to_numpy()]
     order = np.lexsort((table["offset"].to_numpy(), shard))
-    image_check = np.empty(0, np.uint64)
-    if checked:
+    image_check = text_check = np.empty(0, np.uint64)
+    if "sha256" in checks:
         image_check = words_of(table["sha256"])[order, 0]
+        if "caption_hash" in checks:
+            text_check = table["caption_hash"].to_numpy().astype(np.uint64)[order]
+    numbers = {name: values[order] for name, values in numbers_of(table).items()}
+    if (row := _misplaced(numbers)) is not None:
+        uid = table["uid"].combine_chunks()[int(order[row])].as_py().hex()
+        raise DatasetError(f"{name}: {uid} has bytes outside of itself; the index is damaged")
     return Index(
         fingerprint=fingerprint,
         shards=tuple(shards[shard] for shard in ordered),
         shard=shard[order],
         uid=words_of(table["uid"])[order],
         image_check=image_check,
-        parts=(Part("pack", fingerprint, len(order), checks="sha256" if checked else "none"),),
-        **{name: values[order] for name, values in numbers_of(table).items()},
+        text_check=text_check,
+        parts=(Part("pack", fingerprint, len(order), checks=_CHECKS[len(checks)]),),
+        **numbers,
     )
+
+
+def _misplaced(numbers: Mapping[str, NDArray[np.int64]]) -> int | None:
+    """The first row whose picture or text does not lie in it, or which is larger than any is."""
+    offset, length = numbers["offset"], numbers["length"]
+    wrong = (offset < 0) | (length < 0) | (length > MAX_SAMPLE_BYTES)
+    for kind in ("image", "text"):
+        at, size = numbers[f"{kind}_offset"], numbers[f"{kind}_bytes"]
+        wrong |= (at < offset) | (size < 0) | (at + size > offset + length)
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def open_dataset(folder: Path) -> Index:

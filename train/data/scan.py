@@ -20,7 +20,7 @@ import xxhash
 from pipeline import tar
 from pipeline.tar import Member, Tar
 from train.data import storage
-from train.data.index import DatasetError, text_of
+from train.data.index import MAX_SAMPLE_BYTES, DatasetError, text_of
 from train.data.storage import Shard
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -43,7 +43,6 @@ SCANNED = pa.schema(
 )
 
 _MAX_TEXT_BYTES = 16 << 20
-_MAX_SAMPLE_BYTES = 256 << 20
 _WINDOW = {"local": 1 << 14, "remote": 8 << 20}
 """Bytes read at once: between the pictures of a file it is quick to skip, far away it is not."""
 _META = re.compile(r"__[^/]*__($|/)")
@@ -109,7 +108,7 @@ def _row(sample: _Sample, read: Read, caption: str, checksums: bool) -> tuple[in
     text = sample.members.get(caption.partition(":")[0])
     if text is None:
         return "no_text"
-    if text.size > _MAX_TEXT_BYTES or sample.end - sample.offset > _MAX_SAMPLE_BYTES:
+    if text.size > _MAX_TEXT_BYTES or sample.end - sample.offset > MAX_SAMPLE_BYTES:
         return "too_large"
     data = read(text.offset, text.size)
     try:

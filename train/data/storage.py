@@ -26,6 +26,26 @@ _PAUSE_S = 0.5
 """Before the second try; twice as long before each further one."""
 _TRIES_IN_TIME = 3
 """One try may take this part of the whole time, so that one that hangs leaves time for others."""
+_PROTOCOLS = (
+    *(
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "az",
+        "abfs",
+        "abfss",
+        "adl",
+        "oss",
+        "oci",
+        "hf",
+        "hdfs",
+        "webhdfs",
+    ),
+    *("http", "https", "sftp", "ssh", "file", "memory"),
+)
+"""Of fsspec's those that fetch bytes and no more: others run commands, unpack archives, or read
+where a file of references tells them to."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 """Errors that another try does not mend."""
 
@@ -172,6 +192,8 @@ def _remote(address: str) -> tuple[Any, str]:
     """The file system of an address and the path in it."""
     import fsspec
 
+    if "::" in address or address.partition("://")[0] not in _PROTOCOLS:
+        raise ConfigError(f"{address}: shards are read from one of {', '.join(_PROTOCOLS)}://…")
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import files
 from pipeline.config import ConfigError, MissingInput
+from pipeline.manifest import digest
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
 from tests.train.conftest import TINY_MODEL, Config, Pack, picture
@@ -271,11 +273,12 @@ def _with_checksums(packed: Path) -> None:
         sums.append(hashlib.sha256(shard[row["image_offset"] :][: row["image_bytes"]]).digest())
     table = table.append_column("sha256", pa.array(sums, pa.binary(32)))
     pq.write_table(table, packed / "index.parquet")
-    described = json.loads((packed / "dataset.json").read_text())
+    described: dict[str, object] = {"index": {"sha256": files.sha256(packed / "index.parquet")}}
     described["pairs_by_shard"] = [
         {"name": path.name, "bytes": path.stat().st_size}
         for path in sorted((packed / "shards").iterdir())
     ]
+    described["fingerprint"] = digest(described)
     (packed / "dataset.json").write_text(json.dumps(described))
 
 

@@ -1,0 +1,307 @@
+"""A packed dataset read again, every byte of it: what is not as it was packed, and where.
+
+It needs the dataset's folder alone. Three accounts must agree: the checksums of `dataset.json`, the
+tar's own structure, and the index, which says of every file where it lies and what its hash is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import xxhash
+
+from dataset_build import pack, records
+from pipeline import files, tar
+from pipeline.local import die_with_parent
+from pipeline.manifest import digest
+from pipeline.tar import BrokenTar, Member, Tar
+
+_AT_ONCE = 256 << 20
+"""Bytes of shards that are read sooner than other processes start."""
+_SAID = 20
+"""Faults of a shard that are said one by one."""
+_MAX_PIXELS = 100_000_000
+_KINDS = (("image", "jpg"), ("text", "txt"), ("json", "json"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it was packed."""
+
+    file: str
+    """Below the dataset's folder."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard with what is known of it; an empty checksum is one that need not be compared."""
+
+    name: str
+    bytes: int
+    sha256: str
+    first: int
+    """Row of its first sample in the index."""
+    samples: int
+
+    @property
+    def file(self) -> str:
+        return f"shards/{self.name}"
+
+
+@dataclass(frozen=True)
+class _Found:
+    faults: list[Fault]
+    uids: tuple[bytes, bytes] | None
+    """First and last in the index."""
+    bytes: int
+
+
+def verify(
+    folder: Path,
+    *,
+    decodes: bool = True,
+    workers: int = 0,
+    known: Mapping[str, str] | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Fault]:
+    """All faults of the dataset in `folder`.
+
+    `decodes`: whether every picture is decoded too, which takes most of the time. `known`: SHA-256
+    of files whose bytes have just been read, by name. `tick` is told bytes of shards, done and in
+    all. `workers`: processes; 0: one a core.
+    """
+    known = known or {}
+    described, faults = _description(folder)
+    indexed = not faults
+    if described:
+        faults += _index_faults(folder, described, known)
+        indexed = not faults
+        shards = list(_shards(described, known))
+    else:
+        shards = [
+            _Shard(path.name, path.stat().st_size, "", 0, 0)
+            for path in sorted((folder / "shards").glob("*.tar"))
+        ]
+    named = {shard.name for shard in shards}
+    for path in sorted((folder / "shards").glob("*")):
+        if path.name not in named:
+            faults.append(Fault(f"shards/{path.name}", "is no part of the dataset"))
+    total = sum(shard.bytes for shard in shards)
+    count = workers or os.cpu_count() or 1
+    done, last = 0, b""
+    with _processes(count if total > _AT_ONCE else 1) as each:
+        check = partial(_check, folder, indexed, decodes and indexed)
+        for found in each(check, _batches(shards, count)):
+            for one in found:
+                faults += one.faults
+                done += one.bytes
+                if one.uids and one.uids[0] <= last:
+                    faults.append(Fault("index.parquet", f"{one.uids[0].hex()} is out of order"))
+                last = one.uids[1] if one.uids else last
+                tick(done, total)
+    return faults
+
+
+def _description(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """What `dataset.json` says; empty, with the reason, if it is not what was written."""
+    try:
+        text = (folder / "dataset.json").read_text()
+        values = json.loads(text)
+        rest = {key: value for key, value in values.items() if key != "fingerprint"}
+        if values["fingerprint"] == digest(rest) and text == pack.written(values):
+            return values, []
+        what = "its fingerprint is not that of what it says"
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+    except (ValueError, KeyError, AttributeError):
+        what = "is not what was written"
+    return {}, [Fault("dataset.json", f"{what}; the shards are compared with nothing")]
+
+
+def _shards(described: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[_Shard]:
+    first = 0
+    for shard in described["pairs_by_shard"]:
+        read = known.get(f"shards/{shard['name']}") == shard["sha256"]
+        sha256 = "" if read else shard["sha256"]
+        yield _Shard(shard["name"], shard["bytes"], sha256, first, shard["samples"])
+        first += shard["samples"]
+
+
+def _index_faults(
+    folder: Path, described: Mapping[str, Any], known: Mapping[str, str]
+) -> list[Fault]:
+    name = "index.parquet"
+    try:
+        if (known.get(name) or files.sha256(folder / name)) != described["index"]["sha256"]:
+            return [Fault(name, "its bytes differ from those that were packed")]
+        with files.open_parquet(folder / name) as parquet:
+            if not parquet.schema_arrow.equals(records.INDEX):
+                return [Fault(name, "has other columns than an index has")]
+            if (rows := parquet.metadata.num_rows) != described["samples"]:
+                return [Fault(name, f"{rows} rows, but {described['samples']} samples")]
+    except (OSError, pa.ArrowException) as error:
+        return [Fault(name, f"cannot be read ({error})")]
+    return []
+
+
+def _batches(shards: Sequence[_Shard], workers: int) -> list[Sequence[_Shard]]:
+    """Shards side by side: the index is opened once for each batch."""
+    size = max(1, len(shards) // (16 * workers))
+    return [shards[start : start + size] for start in range(0, len(shards), size)]
+
+
+def _check(folder: Path, indexed: bool, decodes: bool, shards: Sequence[_Shard]) -> list[_Found]:
+    if not indexed:
+        return [_check_shard(folder, shard, None, decodes) for shard in shards]
+    with files.open_parquet(folder / "index.parquet") as index:
+        return [_check_shard(folder, s, _rows(index, s.first, s.samples), decodes) for s in shards]
+
+
+def _rows(index: Any, first: int, count: int) -> list[dict[str, Any]]:
+    """Rows of the index, which has a row group for each shard or cuts them otherwise."""
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for group in range(index.num_row_groups):
+        stop = start + index.metadata.row_group(group).num_rows
+        low, high = max(first, start), min(first + count, stop)
+        if low < high:
+            rows += index.read_row_group(group).slice(low - start, high - low).to_pylist()
+        start = stop
+    return rows
+
+
+def _check_shard(
+    folder: Path, shard: _Shard, rows: list[dict[str, Any]] | None, decodes: bool
+) -> _Found:
+    faults: list[str] = []
+    path = folder / "shards" / shard.name
+    try:
+        if (size := path.stat().st_size) != shard.bytes:
+            faults.append(f"{size} bytes, packed with {shard.bytes}")
+        elif shard.sha256 and files.sha256(path) != shard.sha256:
+            faults.append("its bytes differ from those that were packed")
+        with tar.opened(path) as source:
+            faults += _structure(source, rows)
+            faults += _misled(shard, rows or [])
+            for row in rows or []:
+                faults += [f"sample {row['uid'].hex()}: {w}" for w in _sample(source, row, decodes)]
+    except OSError as error:
+        faults.append(f"cannot be read ({error.strerror})")
+    if len(faults) > _SAID:
+        faults[_SAID:] = [f"and {len(faults) - _SAID} faults more"]
+    uids = (rows[0]["uid"], rows[-1]["uid"]) if rows else None
+    return _Found([Fault(shard.file, what) for what in faults], uids, shard.bytes)
+
+
+def _structure(source: Tar, rows: list[dict[str, Any]] | None) -> Iterator[str]:
+    """Whether every byte belongs to what a shard has, and its files are those of the index."""
+    try:
+        found = list(tar.members(source, pack.NAMES, canonical=True))
+    except BrokenTar as error:
+        yield str(error).removeprefix(f"{source.name}: ")
+        return
+    if rows is None:
+        return
+    expected = [
+        Member(f"{row['uid'].hex()}.{extension}", at - tar.BLOCK, at, row[f"{kind}_bytes"])
+        for row in rows
+        for kind, extension in _KINDS
+        for at in [row[f"{kind}_offset"]]
+    ]
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            yield f"{theirs.name} at byte {theirs.offset}, where the index has {ours.name}"
+            return
+    if len(expected) != len(found):
+        yield f"{len(found)} files, the index has {len(expected)}"
+
+
+def _misled(shard: _Shard, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Rows of the index that contradict each other, or the shard they belong to."""
+    before = b""
+    for row in rows:
+        name, end = row["uid"].hex(), row["json_offset"] + row["json_bytes"]
+        if row["shard"] != shard.name:
+            yield f"sample {name}: the index has it in {row['shard']}"
+        if row["offset"] != row["image_offset"] - tar.BLOCK or not (
+            0 <= row["offset"] + row["length"] - end < tar.BLOCK
+        ):
+            yield f"sample {name}: the index has it from byte {row['offset']} on"
+        if row["uid"] <= before:
+            yield f"sample {name}: it is out of order"
+        before = row["uid"]
+
+
+def _sample(source: Tar, row: Mapping[str, Any], decodes: bool) -> Iterator[str]:
+    """What is wrong with a sample, found by the places that the index gives."""
+    data = {}
+    for kind, _ in _KINDS:
+        offset, size = row[f"{kind}_offset"], row[f"{kind}_bytes"]
+        if offset + size > source.bytes:
+            yield f"its {kind} lies beyond the end of the shard"
+            return
+        data[kind] = source.read(offset, size)
+    if hashlib.sha256(data["image"]).digest() != row["sha256"]:
+        yield "its picture is not the one that was packed"
+    elif decodes and (what := _undecodable(data["image"], row["width"], row["height"])):
+        yield what
+    if xxhash.xxh3_64_intdigest(data["text"]) != row["caption_hash"]:
+        yield "its text is not the one that was packed"
+    if xxhash.xxh3_64_intdigest(data["json"]) != row["json_hash"]:
+        yield "its json is not the one that was packed"
+        return
+    said = json.loads(bytes(data["json"]))
+    for name in ("uid", "sha256", "sent_sha256", "duplicate_group"):
+        if said[name] != row[name].hex():
+            yield f"its {name} is another in the json than in the index"
+    for name in ("width", "height", "query_ids", "selected_by"):
+        if said[name] != row[name]:
+            yield f"its {name} is another in the json than in the index"
+
+
+def _undecodable(picture: memoryview, width: int, height: int) -> str:
+    try:
+        rows, columns, *_ = simplejpeg.decode_jpeg_header(picture)
+        if (columns, rows) != (width, height) or rows * columns > _MAX_PIXELS:
+            return f"its picture is {columns} x {rows} pixels, the index has {width} x {height}"
+        # All channels are read; that only one is made saves a third of the time.
+        grey: np.ndarray = simplejpeg.decode_jpeg(picture, "GRAY", fastdct=True)
+        assert grey.shape[:2] == (height, width)
+    except ValueError as error:
+        return f"its picture cannot be decoded ({error})"
+    return ""
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Callable[..., Any]]:
+    """`map` over as many processes, or in this one."""
+    if count == 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (os.getpid(),))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    os.environ["OPENWIT_PARENT"] = str(parent)
+    die_with_parent()
