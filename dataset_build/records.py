@@ -8,6 +8,7 @@ uids is a range of addresses too, and from `match` on every stage cuts its work 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -100,12 +101,47 @@ FETCHED = pa.schema(
     ]
 )
 
+PDQ = pa.binary(32)
+
+
+def looked(scores: Iterable[str]) -> pa.Schema:
+    """What `screen` saw in the pictures of a file of FETCHED; a column for each of its scores."""
+    return pa.schema(
+        [
+            ("uid", UID),
+            ("pdq", PDQ),  # perceptual hash of the picture as stored
+            ("pdq_weak", PDQ),  # its bits that are the first to flip, see `screen.near`
+            ("pdq_quality", pa.uint8()),  # 0 to 100
+            *((name, pa.float32()) for name in scores),
+        ]
+    )
+
+
+EVALUATION = pa.schema(
+    [
+        ("set", pa.string()),
+        ("sha256", pa.binary(32)),  # of the file
+        ("pdq", PDQ),  # null where it cannot be decoded
+        ("pdq_quality", pa.uint8()),
+    ]
+)
+
+HITS = pa.schema(
+    [
+        ("row", pa.uint32()),  # among all pictures that were looked at, in the order of uids
+        ("set", pa.string()),
+        ("distance", pa.uint8()),  # bits of 256
+    ]
+)
+
 SCREENED = pa.schema(
     [
         ("uid", UID),
         ("keep", pa.bool_()),
         ("reason", pa.string()),  # "" for those kept
         ("selected_by", pa.list_(pa.uint32())),  # the queries that keep it, after `balance.spare`
+        ("captions", pa.list_(pa.string())),  # of its picture: its own, then others'; if kept
+        ("duplicate_group", UID),  # the smallest uid among pairs with about the same picture
     ]
 )
 
