@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dataset_build import dedup, queries
+from dataset_build import dedup, queries, screen
 from dataset_build.forecast.sizes import Asked, input_bytes, reckon
 from dataset_build.screen import ROWS_A_TASK, duplicates, near
 from pipeline.config import ConfigError, MissingInput
@@ -207,7 +207,7 @@ class Workload:
         rows, pictures = self.sizes.selected, self.sizes.fetched
         phases: list[tuple[Batch, ...]] = []
         read = 3 * kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
-        if settings.compares or settings.scores:
+        if screen.compares(self.run) or settings.scores:
             if settings.evaluation:
                 self.ledger.note("screen: hashing its evaluation sets is not reckoned in")
             if settings.scores:
@@ -215,7 +215,7 @@ class Workload:
             files = self._download().phases[0][0].units.size
             phases.append((Batch("screen.look", np.full(files, pictures / files)),))
             read += pictures * self._picture_bytes()
-        if settings.compares:
+        if screen.compares(self.run):
             phases.append((Batch("screen.collect", np.array([pictures])),))
         compare: list[Batch] = []
         if settings.near_distance is not None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from dataset_build import lists
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -53,6 +54,8 @@ class ScreenSettings(Settings):
     picture files, tars (WebDataset's too), parquet files with a column of encoded pictures."""
     evaluation_distance: int = Field(31, ge=0, le=31)
     """Bits of 256 up to which a picture counts as one of an evaluation set; see `near_distance`."""
+    listed_distance: int = Field(31, ge=0, le=31)
+    """Bits of 256 up to which a picture counts as one of `lists.….perceptual`."""
     scores: dict[Name, ScoreSettings] = Field(default_factory=dict)
     """Scores of every picture by functions of your own, by name."""
 
@@ -64,13 +67,10 @@ class ScreenSettings(Settings):
                 raise ValueError(f"scores.{name}: no score is at least {low} and at most {high}")
         return self
 
-    @property
-    def compares(self) -> bool:
-        """Whether perceptual hashes are wanted."""
-        return self.near_distance is not None or bool(self.evaluation)
-
 
 REASONS: dict[str, str] = {
+    "blocked": "`lists.blocked` has its address, domain, file, picture or uid",
+    "opted_out": "`lists.opted_out` has",
     "evaluation": "a picture of an evaluation set, or nearly one",
     "score:NAME": "the score NAME is outside its limits",
     "placeholder": "more than placeholder_pairs pairs have this very file",
@@ -82,7 +82,21 @@ REASONS: dict[str, str] = {
 
 _FILES_A_TASK = 10_000  # pictures of an evaluation set that are files of their own
 ROWS_A_TASK = 4_000_000  # pictures that a task compares with evaluation sets, about a minute
+_DISTANCES = ("evaluation_distance", "listed_distance")
 _ALL = tuple(ScreenSettings.model_fields)
+
+
+def compares(run: Run) -> bool:
+    """Whether perceptual hashes are wanted."""
+    settings: ScreenSettings = run.settings("screen")
+    return settings.near_distance is not None or _compares_with_some(run)
+
+
+def _compares_with_some(run: Run) -> bool:
+    """Whether pictures are compared with others than those of the pool."""
+    named: lists.ListsSettings = run.settings("lists")
+    listed = named.blocked.perceptual or named.opted_out.perceptual
+    return bool(run.settings("screen").evaluation or listed)
 
 
 def plan(run: Run) -> list[Task]:
@@ -91,8 +105,8 @@ def plan(run: Run) -> list[Task]:
 
     settings: ScreenSettings = run.settings("screen")
     tasks: list[Task] = []
-    if settings.compares or settings.scores:
-        functions = {
+    if compares(run) or settings.scores:
+        functions: dict[str, list[str]] = {
             name: [score.function, scores.identity(name, score.function)]
             for name, score in settings.scores.items()
         }
@@ -102,8 +116,7 @@ def plan(run: Run) -> list[Task]:
             reads = (fetched, *tars[fetched])
             tasks.append(Task("screen", len(tasks), reads, params, _ALL))
     for part, (name, reads) in enumerate(_evaluation_files(run, settings)):
-        params = {"phase": "evaluation", "set": name, "part": part}
-        params["download"] = _resizing(run)
+        params = {"phase": "evaluation", "set": name, "part": part, "download": _resizing(run)}
         tasks.append(Task("screen", len(tasks), reads, params, _ALL))
     return tasks
 
@@ -131,7 +144,7 @@ def _resizing(run: Run) -> dict[str, object]:
 
 def _plan_collect(run: Run) -> list[Task]:
     """Bring all hashes together."""
-    if not run.settings("screen").compares:
+    if not compares(run):
         return []
     reads = tuple(run.find("screen:looked-*.parquet"))
     return [Task("screen", len(run.plan("screen")), reads, {"phase": "collect"}, _ALL)]
@@ -144,7 +157,7 @@ def _plan_compare(run: Run) -> list[Task]:
 
     settings: ScreenSettings = run.settings("screen")
     tasks: list[Task] = []
-    if not settings.compares:
+    if not compares(run):
         return tasks
     first = len(run.plan("screen"))
     outputs = (output for manifest in run.manifests("screen") for output in manifest.outputs)
@@ -153,16 +166,17 @@ def _plan_compare(run: Run) -> list[Task]:
         ignores = tuple(name for name in _ALL if name != "near_distance")
         for part, slots in enumerate(near.slots_of_tasks(rows)):
             params = {"phase": "near", "part": part, "slots": slots}
-            reads = ("screen:hashes.npy", "screen:weak.npy", "screen:classes.npy")
-            tasks.append(Task("screen", first + len(tasks), reads, params, ignores))
-    if settings.evaluation:
-        ignores = tuple(name for name in _ALL if name != "evaluation_distance")
-        sets = run.find("screen:evaluation-*.parquet")
+            arrays = ("screen:hashes.npy", "screen:weak.npy", "screen:classes.npy")
+            tasks.append(Task("screen", first + len(tasks), arrays, params, ignores))
+    if _compares_with_some(run):
+        ignores = tuple(name for name in _ALL if name not in _DISTANCES)
+        sets = run.find("screen:evaluation-*.parquet") if settings.evaluation else []
         reads = ("screen:hashes.npy", "screen:classes.npy", *sets)
         for part, start in enumerate(range(0, rows, ROWS_A_TASK)):
             bounds = (start, min(start + ROWS_A_TASK, rows))
-            params = {"phase": "compare", "part": part, "rows": bounds}
-            tasks.append(Task("screen", first + len(tasks), reads, params, ignores))
+            params = {"phase": "compare", "part": part, "rows": bounds, "sets": len(sets)}
+            task = Task("screen", first + len(tasks), reads, params, ignores)
+            tasks += lists.reading(run, [task], "perceptual")
     return tasks
 
 
@@ -176,8 +190,9 @@ def _plan_decide(run: Run) -> list[Task]:
     balance = run.settings("balance").identity()
     params = {"phase": "decide", "balance": balance}
     # What has been found with them is read.
-    ignores = ("evaluation", "evaluation_distance", "near_distance")
-    return [Task("screen", len(run.plan("screen")), tuple(reads), params, ignores)]
+    ignores = ("evaluation", "near_distance", *_DISTANCES)
+    task = Task("screen", len(run.plan("screen")), tuple(reads), params, ignores)
+    return lists.reading(run, [task], "addresses", "domains", "sha256", "uids")
 
 
 def work(attempt: Attempt) -> Stats:
@@ -187,10 +202,14 @@ def work(attempt: Attempt) -> Stats:
         from dataset_build.screen.look import look
 
         return look(attempt)
-    if phase in ("evaluation", "compare"):
-        from dataset_build.screen import evaluation
+    if phase == "evaluation":
+        from dataset_build.screen.evaluation import hash_set
 
-        return {"evaluation": evaluation.hash_set, "compare": evaluation.compare}[phase](attempt)
+        return hash_set(attempt)
+    if phase == "compare":
+        from dataset_build.screen.compare import compare
+
+        return compare(attempt)
     if phase in ("collect", "near"):
         from dataset_build.screen import near
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from dataset_build import dedup, domains, records, selection, uid_range
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import halves
+from dataset_build.lists import Lists
 from dataset_build.recap import Survivors, recap
 from dataset_build.screen import ScreenSettings, near
 from dataset_build.screen.captions import Moved
@@ -106,15 +107,16 @@ class _Decision:
         )
         judge = Judge(
             self.settings,
+            Lists.of(self.attempt),
             looked=self._inputs("screen:looked-*"),
             evaluation=self._inputs("screen:evaluation-*"),
             hits=self._inputs("screen:hits-*"),
             stats=self.stats,
         )
-        for part in self._parts("sha256"):
+        for part in self._parts("sha256", "final_url"):
             uids[part.rows] = np.frombuffer(b"".join(part.uid.to_pylist()), "V16")
             name = part.path.name.removeprefix("fetched-")
-            judge.judge(name, part.table["sha256"], part.rows, self.verdicts)
+            judge.judge(name, part.table, part.rows, self.verdicts)
         leader = self._leaders()
         moved, thresholds = self._survivors(leader)
         return self._write(leader, uids, moved, thresholds)

@@ -1,9 +1,8 @@
-"""Pictures of evaluation sets, and which pictures of the pool are among them.
+"""Pictures of evaluation sets.
 
 A set is what the user names: folders or patterns of picture files, tars (WebDataset's too), parquet
 files with a column of encoded pictures. Its pictures go through the same resizer as the pool's, so
-that a copy in the pool differs by no more than its encoding. A file is found exactly by its
-SHA-256, whatever it looks like, and nearly by its perceptual hash.
+that a copy in the pool differs by no more than its encoding.
 """
 
 from __future__ import annotations
@@ -17,21 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_build import records
 from dataset_build.download import DownloadSettings
 from dataset_build.screen import perceptual
-from dataset_build.screen.near import MIN_QUALITY, UNHASHED
 from pipeline import files
 from pipeline.config import ConfigError, MissingInput
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jpe")
-_ROWS_AT_ONCE = 1 << 17
 
 
 def find(run: Run, name: str, patterns: tuple[str, ...]) -> list[str]:
@@ -152,45 +148,3 @@ def _resizer(settings: DownloadSettings) -> Callable[[bytes], bytes]:
         return encoded or b""
 
     return resize
-
-
-def compare(attempt: Attempt) -> Stats:
-    """Which pictures of a range of rows look like one of a set: `hits-*.parquet`.
-
-    For each picture and set the distance of the nearest.
-    """
-    distance = attempt.settings.evaluation_distance
-    params = attempt.task.params
-    hashes_path, classes_path, *set_paths = attempt.inputs()
-    table = pa.concat_tables(pq.read_table(path) for path in set_paths)
-    table = table.filter(pa.array(table["pdq_quality"].fill_null(0).to_numpy() >= MIN_QUALITY))
-    names = table["set"].combine_chunks().dictionary_encode()
-    index = perceptual.Index(perceptual.packed(table["pdq"].to_pylist()))
-    of_set = names.indices.to_numpy()
-    hashes, classes = np.load(hashes_path, mmap_mode="r"), np.load(classes_path, mmap_mode="r")
-    first, last = params["rows"]
-    path = attempt.folder / f"hits-{params['part']:05d}.parquet"
-    with pq.ParquetWriter(path, records.HITS, compression="zstd") as writer:
-        for start in range(first, last, _ROWS_AT_ONCE):
-            attempt.stop.check()
-            stop = min(start + _ROWS_AT_ONCE, last)
-            row = start + np.flatnonzero(classes[start:stop] != UNHASHED)
-            query, entry, apart = index.within(_whole(hashes, row), distance)
-            order = np.lexsort((apart, of_set[entry], query))
-            query, entry, apart = query[order], entry[order], apart[order]
-            nearest = np.ones(query.size, np.bool_)
-            nearest[1:] = (query[1:] != query[:-1]) | (of_set[entry[1:]] != of_set[entry[:-1]])
-            columns = [
-                pa.array(row[query[nearest]], pa.uint32()),
-                names.dictionary.take(pa.array(of_set[entry[nearest]])),
-                pa.array(apart[nearest]),
-            ]
-            writer.write_table(pa.table(columns, schema=records.HITS))
-            attempt.progress(stop - first, last - first, "pictures")
-    return Stats()
-
-
-def _whole(hashes: perceptual.U32, rows: perceptual.Rows) -> perceptual.U64:
-    """Some rows of `near.collect`'s hashes as `perceptual.packed` has them."""
-    words = np.ascontiguousarray(hashes[:, rows].T.astype(">u4"))
-    return words.view("u8").reshape(-1, 4)

@@ -89,6 +89,7 @@ def _decoded(rows: list[dict[str, Any]], data: list[bytes]) -> list[scores.Pictu
     made: dict[bytes, scores.Picture] = {}
     for row, content in zip(rows, data, strict=True):
         if row["staged_sha256"] not in made:
-            colours = cv2.imdecode(np.frombuffer(content, "u1"), cv2.IMREAD_COLOR)
-            made[row["staged_sha256"]] = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+            colours: Any = cv2.imdecode(np.frombuffer(content, "u1"), cv2.IMREAD_COLOR)
+            rgb: Any = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+            made[row["staged_sha256"]] = rgb
     return [made[row["staged_sha256"]] for row in rows]

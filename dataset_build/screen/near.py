@@ -218,7 +218,7 @@ def leaders(classes: U32, edges: U32, alive: npt.NDArray[np.bool_]) -> U32:
     is near the other: a chain of likenesses merges nothing at its ends.
     """
     rows = np.arange(classes.size, dtype=np.uint32)
-    leader = rows.copy()
+    leader: U32 = rows.copy()
     told = alive & (classes != UNHASHED)
     # Of a class, the first row that is alive stands for it.
     first = np.full(classes.size, UNHASHED)
@@ -240,7 +240,7 @@ def leaders(classes: U32, edges: U32, alive: npt.NDArray[np.bool_]) -> U32:
     keeps = dropped[high] & ~dropped[low]
     target = np.full(classes.size, UNHASHED)
     np.minimum.at(target, high[keeps], low[keeps])
-    stands = first[classes[told]]
+    stands: U32 = first[classes[told]]
     leader[told] = np.where(dropped[stands], target[stands], stands)
     return leader
 

@@ -74,7 +74,8 @@ def distances(ones: U64, others: U64) -> U8:
     """Bits in which hashes differ, row by row; uint64 [n, 4] both."""
     # 256 does not fit into a byte; 255 is as far away.
     differing = np.bitwise_count(ones ^ others).sum(axis=1, dtype=np.uint16)
-    return np.minimum(differing, 255).astype(np.uint8)
+    found: U8 = np.minimum(differing, 255).astype(np.uint8)
+    return found
 
 
 class Index:

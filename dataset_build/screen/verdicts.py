@@ -22,7 +22,8 @@ class Verdicts:
     @property
     def kept(self) -> Bool:
         """Which rows are kept so far."""
-        return self._verdict == 0
+        kept: Bool = self._verdict == 0
+        return kept
 
     def drop(self, which: Bool, reason: str, rows: slice = slice(None)) -> int:
         """Drop `which` of `rows`, but for those that another reason has dropped; how many."""
