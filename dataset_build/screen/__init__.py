@@ -116,8 +116,8 @@ def plan(run: Run) -> list[Task]:
             reads = (fetched, *tars[fetched])
             tasks.append(Task("screen", len(tasks), reads, params, _ALL))
     for part, (name, reads) in enumerate(_evaluation_files(run, settings)):
-        params = {"phase": "evaluation", "set": name, "part": part, "download": _resizing(run)}
-        tasks.append(Task("screen", len(tasks), reads, params, _ALL))
+        about = {"phase": "evaluation", "set": name, "part": part, "download": _resizing(run)}
+        tasks.append(Task("screen", len(tasks), reads, about, _ALL))
     return tasks
 
 

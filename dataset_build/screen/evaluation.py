@@ -69,7 +69,7 @@ def hash_set(attempt: Attempt) -> Stats:
     """Hash some files of a set: `evaluation-*.parquet`."""
     params = attempt.task.params
     download: DownloadSettings = attempt.run.settings("download")
-    resize = _resizer(download)
+    resize = resizer(download)
     stats = Stats()
     schema = records.EVALUATION
     path = attempt.folder / f"evaluation-{params['part']:05d}.parquet"
@@ -130,7 +130,7 @@ def _of_parquet(path: Path, name: str) -> Iterator[bytes]:
                     yield data
 
 
-def _resizer(settings: DownloadSettings) -> Callable[[bytes], bytes]:
+def resizer(settings: DownloadSettings) -> Callable[[bytes], bytes]:
     """What the download makes of a file, but for its limits; b"" if it cannot be decoded."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     with warnings.catch_warnings():

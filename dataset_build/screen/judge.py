@@ -56,7 +56,8 @@ class Judge:
         moved = pc.not_equal(table["final_url"], table["url"]).fill_null(False)
         for row in np.flatnonzero(moved.to_numpy()) if lists else ():
             if reason := lists.reason_of_address(table["final_url"][int(row)].as_py()):
-                addresses[row] = addresses[row] or lists.reasons.index(reason)
+                code = lists.reasons.index(reason)
+                addresses[row] = min(addresses[row] or code, code)  # the first reason
         kinds = {
             "address": addresses,
             "file": lists.codes_of_digests(table["sha256"]),
