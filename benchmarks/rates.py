@@ -7,8 +7,8 @@ two sizes or more, so that what a task takes at least and what grows with it can
 - pool: 500,000 queries and up to 2 million generated candidates, from extract to balance
 - archive: WARC and WAT files of generated pages with the links of real ones; real pages and a real
   dump too where `$OPENWIT_DATA` has them
-- pictures: pictures of 256 to 512 pixels served over loopback, download and pack
-- tables: screen and the end of pack, each one task, on tables of generated pairs
+- pictures: pictures of 256 to 512 pixels served over loopback, download, their look and pack
+- tables: the rest of screen and the end of pack, on tables of generated pairs
 - training: the preset `cpu`
 
 What cannot be measured without the internet or other people's clusters is in `REFERENCE`.
@@ -256,7 +256,7 @@ def _pictures(folder: Path) -> Rates:
             "download": {"polite_connections": 16, "allow_networks": ["127.0.0.0/8"]},
         }
         runs.append(_build(folder / str(pairs), config))
-    kinds = ("download.", "pack.shard")
+    kinds = ("download.", "screen.look", "pack.shard")
     found = _fitted(runs, "pictures", lambda kind: kind.startswith(kinds))
     figures = _assumed(found, ("screen.share", "download.requests"), "sample web")
     return Rates(
@@ -271,7 +271,7 @@ def _tables(folder: Path) -> Rates:
     seen, pass_s, figures = rates_tables.observed(folder)
     source = _source("tables")
     found = rates.fit(seen, {}, source)
-    figures["screen.pass_share"] = pass_s / found["screen.all"].seconds.per_unit
+    figures["screen.pass_share"] = pass_s / found["screen.decide"].seconds.per_unit
     return Rates(found, {name: Figure(value, source) for name, value in figures.items()})
 
 

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from benchmarks.scale import QUERIES
 from benchmarks.timing import seconds
 from dataset_build import dedup, pack, records, screen
+from dataset_build.screen import duplicates, near, perceptual
 from pipeline import manifest, recipe, runner
 from pipeline.local import LocalExecutor
 from pipeline.manifest import Stats
 from pipeline.rates import Observation
-from pipeline.stage import Attempt, Ended, Planned, Run, Stage, Task
+from pipeline.stage import Ended, Planned, Run, Stage, Task
 from pipeline.stop import StopFlag
 
 _SHARD = 10_000
@@ -33,12 +34,11 @@ def observed(folder: Path) -> tuple[list[Observation], float, dict[str, float]]:
     for shards in (4, 40):
         run = Run(folder / str(shards), recipe.Config())
         uids = _uids(shards * _SHARD)
-        seen += [_screen(run, uids), _gather(run, uids, shards)]
+        seen += [*_screen(run, uids), _gather(run, uids, shards)]
         runner.describe(run, recipe.build_stages(recipe.Config()))
     # Half of the digests, as one pass of two takes them.
     paths = [run.path(reference) for reference in run.find("download:fetched-*.parquet")]
-    attempt = Attempt(run, run.plan("screen")[0].task, folder, StopFlag())
-    took, _ = seconds(lambda: screen.digests(paths, 0, 2, attempt))
+    took, _ = seconds(lambda: duplicates.digests(paths, 0, 2, lambda: None))
     return seen, took / len(uids), _row_groups(folder / "groups.parquet")
 
 
@@ -65,7 +65,8 @@ def _uids(rows: int) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(records.UID, rows, [None, pa.py_buffer(raw)])
 
 
-def _screen(run: Run, uids: pa.Array) -> Observation:
+def _screen(run: Run, uids: pa.Array) -> list[Observation]:
+    """All but the look, and what is compared with evaluation sets."""
     rows = len(uids)
     queries = np.random.default_rng(1).integers(0, QUERIES, 3 * rows).astype(np.uint32)
     offsets = pa.array(np.arange(0, 3 * rows + 1, 3), pa.int32())
@@ -87,10 +88,37 @@ def _screen(run: Run, uids: pa.Array) -> Observation:
     _publish(run, "balance", {**selected, "counts.npy": np.zeros(QUERIES, np.uint64)})
     name = "fetched-00000-of-00001.parquet"
     _publish(run, "download", {name: _table(columns, records.FETCHED)})
+    looked = "looked-00000-of-00001.parquet"
+    random = np.random.default_rng(3)
+    hashes, weak = perceptual.bits_of(random.standard_normal((rows, 256)))
+    columns |= {"pdq": _binary(hashes), "pdq_weak": _binary(weak), "pdq_quality": _full(rows, 100)}
+    _publish(run, "screen", {looked: _table(columns, records.looked(()))})
     reads = ["balance:counts.npy", f"download:{name}"]
     reads += [f"balance:{name}" for name in sorted(selected)]
-    task = Task("screen", 0, tuple(reads), {"files": 1})
-    return _observed(run, screen.STAGE, task, "screen.all", rows)
+    arrays = [f"screen:{name}.npy" for name in ("hashes", "weak", "classes")]
+    slots = [slot for task in near.slots_of_tasks(rows) for slot in task]
+    more = ["screen:classes.npy", "screen:edges-00000.npy", f"screen:{looked}"]
+    phases = [
+        ("pictures", [f"screen:{looked}"], {"phase": "collect"}, rows),
+        ("pictures and parts", arrays, {"phase": "near", "part": 0, "slots": slots}, 8 * rows),
+        ("pairs", [*reads, *more], {"phase": "decide"}, rows),
+    ]
+    seen = []
+    for index, (unit, names, params, units) in enumerate(phases, 1):
+        task = Task("screen", index, tuple(names), params)
+        seen.append(_observed(run, screen.STAGE, task, f"screen.{params['phase']}", units, unit))
+    return seen
+
+
+def _binary(raw: perceptual.U8) -> pa.Array:
+    rows, width = raw.shape
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), rows, [None, pa.py_buffer(raw.tobytes())]
+    )
+
+
+def _full(rows: int, value: int) -> pa.Array:
+    return pa.array(np.full(rows, value, np.uint8))
 
 
 def _gather(run: Run, uids: pa.Array, shards: int) -> Observation:
@@ -141,10 +169,12 @@ def _publish(run: Run, stage: str, outputs: dict[str, Any]) -> None:
     run.save_plan(stage, [planned])
 
 
-def _observed(run: Run, stage: Stage, task: Task, kind: str, rows: int) -> Observation:
+def _observed(
+    run: Run, stage: Stage, task: Task, kind: str, units: int, unit: str = "pairs"
+) -> Observation:
     """Run one task as a build does, in a process of its own; what it cost."""
     runner.describe(run, recipe.build_stages(run.config))  # type: ignore[arg-type]
-    planned = Planned(task, f"{1:016x}")
+    planned = Planned(task, f"{task.index:016x}")
     before = [one for one in run.plan(stage.name) if one.task.index < task.index]
     run.save_plan(stage.name, [*before, planned])
     for name in ("done", "store", "logs", "live", "failed"):
@@ -155,4 +185,4 @@ def _observed(run: Run, stage: Stage, task: Task, kind: str, rows: int) -> Obser
     done = manifest.find(run.stage_folder(stage.name), planned.fingerprint)
     assert done
     kept = sum(output.bytes for output in done.outputs)
-    return Observation(kind, "pairs", rows, done.seconds, done.memory_mb, kept, len(done.outputs))
+    return Observation(kind, unit, units, done.seconds, done.memory_mb, kept, len(done.outputs))

@@ -8,6 +8,7 @@ uids is a range of addresses too, and from `match` on every stage cuts its work 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +100,39 @@ FETCHED = pa.schema(
         ("staged_offset", pa.uint64()),  # of its bytes in the tar
         ("staged_bytes", pa.uint32()),
         ("staged_sha256", pa.binary(32)),  # of its bytes as stored
+    ]
+)
+
+PDQ = pa.binary(32)
+
+
+def looked(scores: Iterable[str]) -> pa.Schema:
+    """What `screen` saw in the pictures of a file of FETCHED; a column for each of its scores."""
+    return pa.schema(
+        [
+            ("uid", UID),
+            ("pdq", PDQ),  # perceptual hash of the picture as stored
+            ("pdq_weak", PDQ),  # its bits that are the first to flip, see `screen.near`
+            ("pdq_quality", pa.uint8()),  # 0 to 100
+            *((name, pa.float32()) for name in scores),
+        ]
+    )
+
+
+EVALUATION = pa.schema(
+    [
+        ("set", pa.string()),
+        ("sha256", pa.binary(32)),  # of the file
+        ("pdq", PDQ),  # null where it cannot be decoded
+        ("pdq_quality", pa.uint8()),
+    ]
+)
+
+HITS = pa.schema(
+    [
+        ("row", pa.uint32()),  # among all pictures that were looked at, in the order of uids
+        ("set", pa.string()),
+        ("distance", pa.uint8()),  # bits of 256
     ]
 )
 

@@ -36,6 +36,7 @@ def kind_of(task: Task) -> str:
         "match": params.get("phase"),
         "dedup": params.get("phase"),
         "balance": params.get("phase"),
+        "screen": params.get("phase"),
         "pack": "gather" if params.get("gather") else "shard",
     }
     return f"{task.stage}.{names.get(task.stage) or 'all'}"
@@ -81,10 +82,29 @@ def _size(run: Run, task: Task, done: Manifest, kind: str, stage: Stats) -> tupl
     if kind == "balance.thresholds":
         return "sketch entries", stage.counts["sketch_entries"]
     if task.stage == "screen":
-        return "pairs", total(run.manifests("download")).rows_in
+        return _size_of_screening(run, task, done, stage)
     if kind == "pack.gather":
         return "pairs", stage.rows_out
     return "rows", done.stats.rows_in
+
+
+def _size_of_screening(run: Run, task: Task, done: Manifest, stage: Stats) -> tuple[str, float]:
+    params, pictures = task.params, stage.counts["pictures_looked_at"]
+    match params["phase"]:
+        case "look":
+            return "pictures", done.stats.counts["pictures_looked_at"]
+        case "evaluation":
+            return "pictures", done.stats.counts["evaluation_pictures"]
+        case "collect":
+            return "pictures", pictures
+        case "near":  # all pictures for every part, or a share of them
+            return "pictures and parts", pictures * sum(
+                1 / ranges for *_, ranges in params["slots"]
+            )
+        case "compare":
+            first, last = params["rows"]
+            return "pictures", last - first
+    return "pairs", total(run.manifests("download")).rows_in
 
 
 def figures(run: Run, name: str) -> dict[str, Figure]:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from dataset_build import dedup, queries
+from dataset_build import dedup, queries, screen
 from dataset_build.forecast.sizes import Asked, input_bytes, reckon
-from dataset_build.screen import ROWS_AT_ONCE
+from dataset_build.screen import ROWS_A_TASK, duplicates, near
 from pipeline.config import ConfigError, MissingInput
 from pipeline.plan import Batch, Ledger, Work, kept_bytes
 from pipeline.rates import Numbers
@@ -203,14 +203,37 @@ class Workload:
         return self.ledger.given("picture_bytes at this size", scaled, source)
 
     def _screen(self) -> Work:
-        rows = self.sizes.selected
-        passes = math.ceil(rows / ROWS_AT_ONCE)
+        settings = self.run.settings("screen")
+        rows, pictures = self.sizes.selected, self.sizes.fetched
+        phases: list[tuple[Batch, ...]] = []
+        read = 3 * kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
+        if screen.compares(self.run) or settings.scores:
+            if settings.evaluation:
+                self.ledger.note("screen: hashing its evaluation sets is not reckoned in")
+            if settings.scores:
+                self.ledger.note("screen: its score functions are not reckoned in")
+            files = self._download().phases[0][0].units.size
+            phases.append((Batch("screen.look", np.full(files, pictures / files)),))
+            read += pictures * self._picture_bytes()
+        if screen.compares(self.run):
+            phases.append((Batch("screen.collect", np.array([pictures])),))
+        compare: list[Batch] = []
+        if settings.near_distance is not None:
+            parts = near.slots_of_tasks(int(pictures))
+            keys = np.array([len(part) / part[0][2] for part in parts]) * pictures
+            compare.append(Batch("screen.near", keys, memory_up_to=near.KEYS_AT_ONCE))
+        if settings.evaluation:
+            count = max(1, math.ceil(pictures / ROWS_A_TASK))
+            compare.append(Batch("screen.compare", np.full(count, pictures / count)))
+        if compare:
+            phases.append(tuple(compare))
+        passes = math.ceil(pictures / duplicates.ROWS_AT_ONCE)
         units = rows * (1 + (passes - 1) * self.ledger.figure("screen.pass_share"))
         if passes > 1:
-            self.ledger.note(f"screen: one task, which reads all digests {passes} times")
-        fetched = kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
-        phases = ((Batch("screen.all", np.array([units]), memory_up_to=ROWS_AT_ONCE),),)
-        return Work("screen", "pairs", self.sizes.fetched, self.sizes.pairs, phases, 3 * fetched)
+            self.ledger.note(f"screen: its last task reads all digests {passes} times")
+        decide = Batch("screen.decide", np.array([units]), memory_up_to=duplicates.ROWS_AT_ONCE)
+        phases.append((decide,))
+        return Work("screen", "pairs", pictures, self.sizes.pairs, tuple(phases), read)
 
     def _pack(self) -> Work:
         rows = self.sizes.pairs

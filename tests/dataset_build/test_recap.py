@@ -167,7 +167,8 @@ def screened(tmp_path_factory: Any, publish_files: Any, run_stage: Any) -> Scree
     """Screen a selection of which two in five have no picture, and some share one."""
 
     def go(selected: Selections, balance: BalanceSettings, files: int = 3) -> Screened:
-        config = Config(balance=balance, screen=ScreenSettings(pairs_per_picture=2))
+        screening = ScreenSettings(pairs_per_picture=2, near_distance=None)
+        config = Config(balance=balance, screen=screening)
         run = Run(tmp_path_factory.mktemp("run"), config)
 
         def write_balance(folder: Path) -> None:

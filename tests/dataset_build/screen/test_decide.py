@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_build import records, screen, uid_range
-from dataset_build.screen import ScreenSettings
+from dataset_build.screen import ScreenSettings, duplicates
 from pipeline.manifest import Manifest
 from pipeline.stage import Run
 from tests.dataset_build.hand_made import Config, write_groups
@@ -65,6 +65,7 @@ def screened(tmp_path_factory: Any, publish_files: Any, run_stage: Any) -> Scree
     """Screen rows cut into `files`: reason by number ("" is kept), manifest, run."""
 
     def go(rows: list[Fetched], files: int = 2, selected: Any = None, **options: Any) -> Any:
+        options.setdefault("near_distance", None)  # these files hold no pictures
         config = Config(screen=ScreenSettings(**options))
         run = Run(tmp_path_factory.mktemp("run"), config)
         numbers = selected or [row[0] for row in rows]
@@ -191,9 +192,9 @@ def test_the_verdict_depends_on_nothing_but_the_pairs(
             repeated = number is not None and seen[content] >= number
             expected[uid] = "duplicate_picture" if repeated else ""
             seen[content] += 1
-    own = screen.ROWS_AT_ONCE
+    own = duplicates.ROWS_AT_ONCE
     try:
-        screen.ROWS_AT_ONCE = -(-len(rows) // passes)
+        duplicates.ROWS_AT_ONCE = -(-len(rows) // passes)
         assert screened(rows, files, pairs_per_picture=number)[0] == expected
     finally:
-        screen.ROWS_AT_ONCE = own
+        duplicates.ROWS_AT_ONCE = own

@@ -1,0 +1,252 @@
+"""Pairs of pictures of the pool whose perceptual hashes are a few bits apart.
+
+All pairs are too many to compare: 8·10¹⁶ of 400 million pictures. Of 8 parts of 32 bits each
+picture is listed under its own part and under those in which weak bits are flipped, the four whose
+coefficients lay closest to the median: 16 keys a part. A copy flips weak bits first, so two copies
+meet under some key of some part; `python -m benchmarks screen` measures how many of them do. Those
+that meet are compared in full, so nothing is found that is not near.
+
+At 400 million pictures 128 keys each are 5·10¹⁰ numbers to sort: an hour or two of one core in all,
+in pieces of half a GiB. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
+5·10⁹ comparisons a part. (Found exactly, by 16 parts of 16 bits with a flip each, it would be some
+3·10¹⁴ comparisons: weeks of a core.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_build.neighbours import changes
+from dataset_build.screen.perceptual import PARTS, U32, U64
+from pipeline.manifest import Stats
+from pipeline.stage import Attempt
+
+KEYS_AT_ONCE = 1 << 26  # 8 bytes each, and as much again for the runs of equal ones
+KEYS_A_PART = 16
+UNHASHED = np.uint32(2**32 - 1)
+"""The class of a picture that takes no part: there is too little to see."""
+MIN_QUALITY = 50
+"""Of 100; PDQ's authors advise against trusting the hash of a picture below."""
+_LEADERS = 64
+_ROWS_AT_ONCE = 1 << 20
+_PAIRS_AT_ONCE = 1 << 20
+
+
+def collect(attempt: Attempt) -> Stats:
+    """All hashes in the order of uids, for every part uint32 [8, rows], and their classes.
+
+    The class of a picture, uint32 [rows], is the first row with the same hash.
+    """
+    paths = attempt.inputs()
+    counts = [pq.read_metadata(path).num_rows for path in paths]
+    rows = sum(counts)
+    assert rows < UNHASHED, f"{rows} pictures"
+    make = np.lib.format.open_memmap
+    hashes = make(attempt.folder / "hashes.npy", "w+", np.uint32, (PARTS, rows))
+    weak = make(attempt.folder / "weak.npy", "w+", np.uint32, (PARTS, rows))
+    classes = np.full(rows, UNHASHED, np.uint32)
+    start = 0
+    for number, (path, count) in enumerate(zip(paths, counts, strict=True)):
+        attempt.stop.check()
+        table = pq.read_table(path, columns=["pdq", "pdq_weak", "pdq_quality"])
+        hashes[:, start : start + count] = _parts(table["pdq"])
+        weak[:, start : start + count] = _parts(table["pdq_weak"])
+        told = table["pdq_quality"].to_numpy() >= MIN_QUALITY
+        classes[start : start + count][told] = 0
+        start += count
+        attempt.progress(number + 1, len(paths), "files")
+    _classify(hashes, classes, attempt)
+    np.save(attempt.folder / "classes.npy", classes)
+    for array in (hashes, weak):
+        array.flush()
+    stats = Stats()
+    stats.counts["pictures_too_plain_to_compare"] = int((classes == UNHASHED).sum())
+    return stats
+
+
+def _parts(column: pa.ChunkedArray) -> U32:
+    """Hashes of 32 bytes as numbers of 32 bits, part by part [8, rows]."""
+    raw = b"".join(
+        chunk.buffers()[1][32 * chunk.offset :][: 32 * len(chunk)] for chunk in column.chunks
+    )
+    found: U32 = np.frombuffer(raw, ">u4").astype(np.uint32).reshape(-1, PARTS).T
+    return found
+
+
+def _classify(hashes: U32, classes: U32, attempt: Attempt) -> None:
+    """Give each row that takes part the first row of its hash, a share of the hashes at a time."""
+    rows = classes.size
+    passes = max(1, -(-rows // (KEYS_AT_ONCE // 4)))  # 32 bytes a row, once more to sort them
+    share = np.empty(0, np.uint32)
+    for number in range(passes):
+        attempt.stop.check()
+        if passes > 1:
+            share = np.bitwise_xor.reduce(hashes, axis=0) % np.uint32(passes)
+        mine = np.flatnonzero((classes != UNHASHED) & (share == number if passes > 1 else True))
+        if not mine.size:
+            continue
+        words = [hashes[part, mine] for part in range(PARTS)]
+        order = np.lexsort(words)  # stable: rows of a hash stay in their order
+        first = changes(*(word[order] for word in words))
+        heads = mine[order[first]]
+        classes[mine[order]] = heads[np.cumsum(first) - 1].astype(np.uint32)
+
+
+Slot = tuple[int, int, int]
+"""What is sorted at once: the keys of a part, of them a range of so many."""
+
+
+def slots_of_tasks(rows: int) -> list[list[Slot]]:
+    """The slots that each task sorts, one after the other; in each at most `KEYS_AT_ONCE` keys."""
+    ranges = 1
+    while KEYS_A_PART * rows / ranges > KEYS_AT_ONCE:
+        ranges *= 2
+    slots = [(part, number, ranges) for part in range(PARTS) for number in range(ranges)]
+    step = max(1, KEYS_AT_ONCE // (KEYS_A_PART * max(rows, 1)))
+    return [slots[start : start + step] for start in range(0, len(slots), step)]
+
+
+def find(attempt: Attempt) -> Stats:
+    """The near pairs of some slots: `edges-*.npy`, uint64 [pairs], smaller row << 32 | larger."""
+    distance = attempt.settings.near_distance
+    hashes, weak, classes = (np.load(path, mmap_mode="r") for path in attempt.inputs())
+    own = attempt.task.params["slots"]
+    found = np.zeros(0, np.uint64)
+    stats = Stats()
+    for number, slot in enumerate(own):
+        attempt.stop.check()
+        keys = _keys(hashes, weak, classes, slot, attempt.stop.check)
+        for first, second in meetings(keys):
+            attempt.stop.check()
+            stats.counts["near_comparisons"] += first.size
+            near = _distances(hashes, first, second) <= distance
+            pairs = first[near].astype(np.uint64) << np.uint64(32) | second[near]
+            found = np.union1d(found, pairs)
+        attempt.progress(number + 1, len(own), "slots")
+    np.save(attempt.folder / f"edges-{attempt.task.params['part']:05d}.npy", found)
+    return stats
+
+
+def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], None]) -> U64:
+    """The keys of a slot, sorted, each above the row that has it: key << 32 | row.
+
+    Only the first row of a class has keys.
+    """
+    part, number, ranges = slot
+    bits = ranges.bit_length() - 1
+    made = [np.zeros(0, np.uint64)]
+    for start in range(0, classes.size, _ROWS_AT_ONCE):
+        check()
+        stop = min(start + _ROWS_AT_ONCE, classes.size)
+        row = np.arange(start, stop, dtype=np.uint32)
+        row = row[classes[start:stop] == row]
+        for key in flipped(hashes[part, row], weak[part, row]):
+            packed = key.astype(np.uint64) << np.uint64(32) | row
+            if bits:
+                packed = packed[key >> np.uint32(32 - bits) == number]
+            made.append(packed)
+    keys = np.concatenate(made)
+    del made
+    keys.sort()
+    return keys
+
+
+def flipped(words: U32, weak: U32) -> Iterator[U32]:
+    """Words with every subset of their weak bits flipped; the four bits are set in `weak`."""
+    bits = []
+    left = weak.copy()
+    for _ in range(4):
+        lowest = left & (~left + np.uint32(1))
+        left ^= lowest
+        bits.append(lowest)
+    for subset in range(KEYS_A_PART):
+        key = words.copy()
+        for place, bit in enumerate(bits):
+            if subset >> place & 1:
+                key ^= bit
+        yield key
+
+
+def meetings(keys: U64) -> Iterator[tuple[U32, U32]]:
+    """Pairs of rows, the smaller first, that share a key; of many the first 64 with each.
+
+    Plain pictures share keys by the thousands; compared with the first of them, which keep their
+    picture, they cost as much as they are many and not the square of it.
+    """
+    new = changes(keys >> np.uint64(32)) if keys.size else np.zeros(0, np.bool_)
+    starts = np.flatnonzero(new)
+    sizes = np.diff(np.append(starts, keys.size))
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    for leader in range(_LEADERS):
+        starts, sizes = starts[sizes > leader + 1], sizes[sizes > leader + 1]
+        if not starts.size:
+            return
+        others = sizes - leader - 1
+        ends = others.cumsum()
+        cuts = np.searchsorted(ends, np.arange(_PAIRS_AT_ONCE, ends[-1], _PAIRS_AT_ONCE))
+        for run in np.split(np.arange(starts.size), np.unique(cuts)):
+            if run.size:
+                length = others[run]
+                before = np.repeat(length.cumsum() - length, length)
+                place = (
+                    np.repeat(starts[run] + leader + 1, length) + np.arange(before.size) - before
+                )
+                first = np.repeat(keys[starts[run] + leader], length)
+                yield first.astype(np.uint32), keys[place].astype(np.uint32)
+
+
+def _distances(hashes: U32, first: U32, second: U32) -> npt.NDArray[np.uint16]:
+    total = np.zeros(first.size, np.uint16)
+    for part in range(PARTS):
+        total += np.bitwise_count(hashes[part, first] ^ hashes[part, second])
+    return total
+
+
+def leaders(classes: U32, edges: U32, alive: npt.NDArray[np.bool_]) -> U32:
+    """For each row the row that keeps its picture: itself, or the smallest that is near it.
+
+    `classes` [rows]: the first row with the same hash; `edges`: near pairs of such first rows;
+    `alive`: rows that may keep a picture, the others stay by themselves. In the order of rows, a
+    picture is kept unless it is near one that is kept. So two pictures are one only if one of them
+    is near the other: a chain of likenesses merges nothing at its ends.
+    """
+    rows = np.arange(classes.size, dtype=np.uint32)
+    leader: U32 = rows.copy()
+    told = alive & (classes != UNHASHED)
+    # Of a class, the first row that is alive stands for it.
+    first = np.full(classes.size, UNHASHED)
+    np.minimum.at(first, classes[told], rows[told])
+    ends = first[edges]
+    ends = np.sort(ends[(ends != UNHASHED).all(axis=1)], axis=1)
+    low, high = ends[:, 0], ends[:, 1]
+    kept = np.zeros(classes.size, np.bool_)
+    kept[first[first != UNHASHED]] = True
+    open_low, open_high = low, high
+    dropped = np.zeros(classes.size, np.bool_)
+    while open_low.size:
+        waiting = np.zeros(classes.size, np.bool_)
+        waiting[open_high] = True
+        sure = ~waiting[open_low]  # nothing before it is undecided: it is kept
+        dropped[open_high[sure]] = True
+        left = ~dropped[open_high] & ~dropped[open_low]
+        open_low, open_high = open_low[left], open_high[left]
+    keeps = dropped[high] & ~dropped[low]
+    target = np.full(classes.size, UNHASHED)
+    np.minimum.at(target, high[keeps], low[keeps])
+    stands: U32 = first[classes[told]]
+    leader[told] = np.where(dropped[stands], target[stands], stands)
+    return leader
+
+
+def edges_of(paths: list[Path]) -> U32:
+    """The near pairs that `find` wrote, each once: uint32 [pairs, 2], the smaller row first."""
+    found: list[Any] = [np.load(path) for path in paths]
+    packed = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    return np.stack([packed >> np.uint64(32), packed & np.uint64(2**32 - 1)], 1).astype(np.uint32)
