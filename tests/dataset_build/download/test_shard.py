@@ -249,6 +249,27 @@ def test_a_row_that_img2dataset_loses_fails_the_shard(
         fetch_all([("http://a.example/ok.jpg", "x"), ("http://a.example/status/404", "x")])
 
 
+@pytest.mark.timeout(60)
+def test_a_log_that_cannot_be_written_does_not_hang_the_shard(
+    fetch_all: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of a task lies on the disk that is full."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Journal, "end", fails)
+    monkeypatch.setattr("sys.stdout", Full())
+    monkeypatch.setattr("sys.stderr", Full())
+    rows = [(f"http://a.example/picture/{i}", "x") for i in range(60)]
+    with pytest.raises(OSError, match="No space left"):
+        fetch_all(rows, polite_connections=8, threads=4)
+
+
 def test_a_stop_ends_the_shard_soon_and_publishes_nothing(
     tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch, run_stage: RunStage
 ) -> None:
