@@ -74,8 +74,10 @@ def measure(folder: Path, web: HostileWeb, half: bool, calls: range) -> str:
         shutil.rmtree(folder / name)
     assert failed > survived
     how = "half a write, then a full disk" if half else "a full disk"
-    return f"{how} at {failed + survived} of the calls {calls[0]} to {nth}: {failed} builds failed loudly," \
-           f" {survived} went well all the same; nothing damaged, the next build whole"  # fmt: skip
+    return (
+        f"{how} at {failed + survived} of the calls {calls[0]} to {nth}: {failed} builds failed"
+        f" loudly, {survived} went well all the same; nothing damaged, the next build whole"
+    )
 
 
 def main() -> int:
