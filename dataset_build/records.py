@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config import ConfigError
+
 UID = pa.binary(16)
 
 QUERIES = pa.schema(
@@ -122,11 +124,25 @@ INDEX = pa.schema(
         ("width", pa.uint16()),
         ("height", pa.uint16()),
         ("sha256", pa.binary(32)),  # of the picture as stored
+        ("sent_sha256", pa.binary(32)),  # of the file that the server sent
         ("query_ids", pa.list_(pa.uint32())),
         ("selected_by", pa.list_(pa.uint32())),
         ("probability", pa.float32()),
     ]
 )
+
+
+def sent_digest(path: Path) -> str:
+    """The column of an `index.parquet` or `fetched-*.parquet` with the SHA-256 of what was sent."""
+    names = pq.read_schema(path).names
+    if "uid" in names and "sent_sha256" in names:
+        return "sent_sha256"
+    if "uid" in names and "sha256" in names and "staged_sha256" in names:
+        return "sha256"
+    raise ConfigError(
+        f"download.expected: {path} does not say which files servers sent; give an index.parquet"
+        " with a column sent_sha256, or fetched-*.parquet"
+    )
 
 
 _REPEATING = ("page_url", "source", "snapshot", "file", "domain")

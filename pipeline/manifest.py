@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import socket
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import files, tar
 
 
 @dataclass
@@ -244,7 +243,8 @@ def discard(stage_folder: Path, manifest: Manifest) -> None:
 
 
 def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
-    """Remove what no current manifest names: earlier configurations, dead attempts. Bytes freed.
+    """Remove what no current manifest names: earlier configurations, dead attempts. Bytes freed
+    in the store.
 
     Call it only when the whole stage is done: then any attempt still running has lost its race.
     """
@@ -257,6 +257,7 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
     for path in list(files.walk(out)) if out.exists() else []:
         if path.relative_to(out).as_posix() not in keep_names:
             path.unlink()
+    shutil.rmtree(stage_folder / "partial", ignore_errors=True)
     keep_stores = {manifest.store for manifest in current}
     freed = 0
     for folder in (stage_folder / "store").iterdir():
@@ -264,6 +265,15 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
             freed += sum(path.stat().st_size for path in files.walk(folder))
             shutil.rmtree(folder)
     return freed
+
+
+def sweep(stage_folder: Path, current: Sequence[Manifest]) -> None:
+    """Remove what attempts at published tasks have left for attempts that will never come."""
+    published = {manifest.fingerprint[:16] for manifest in current}
+    partial = stage_folder / "partial"
+    for folder in list(partial.iterdir()) if partial.exists() else []:
+        if folder.name in published:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def expose(stage_folder: Path, manifest: Manifest) -> None:
@@ -320,25 +330,9 @@ def _check_npy(path: Path) -> None:
 
 
 def tar_members(path: Path) -> int:
-    """Members of a tar, read strictly: regular files only, whole blocks, nothing after the end.
-
-    Readers of the field accept most damaged tars in silence; this one raises `Damaged`.
-    """
-    members = end = 0
-    size = path.stat().st_size
-    with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
-        for member in tar:
-            if not member.isreg():
-                raise Damaged(f"{member.name}: not a regular file")
-            end = member.offset_data + -(-member.size // 512) * 512
-            members += 1
-        if size % 512 or size < end + 1024:
-            raise Damaged(f"{size} bytes, at least {end + 1024} in whole blocks expected")
-        raw.seek(end)
-        while chunk := raw.read(1 << 20):
-            if chunk.strip(b"\0"):
-                raise Damaged("data after the last member")
-    return members
+    """Members of a tar, every byte of it accounted for; raises `BrokenTar`."""
+    with tar.opened(path) as whole:
+        return sum(1 for _ in tar.members(whole))
 
 
 def digest(value: object) -> str:

@@ -197,6 +197,7 @@ def _complete(
         manifest.expose(folder, published)
     fingerprints = [published.fingerprint for published in manifests]
     files.write_atomic(folder / "complete.json", json.dumps(fingerprints))
+    manifest.sweep(folder, manifests)
     if ran:  # else what an unfinished change of the configuration has made is still of use to it
         manifest.prune(folder, manifests)
     watch.end(stage, manifests, ran)
@@ -213,12 +214,13 @@ def work_on(run: Run, stage: Stage, planned: Planned, attempt: int, stop: StopFl
     folder.mkdir(parents=True)
     live = stage_folder / "live" / f"{index:05d}.json"
     live.parent.mkdir(exist_ok=True)
+    partial = stage_folder / "partial" / planned.fingerprint[:16]
     began = time.monotonic()
     try:
-        this = Attempt(run, planned.task, folder, stop, live)
+        this = Attempt(run, planned.task, folder, stop, live, partial)
         this.progress(0)
         stats = stage.work(this)
-        return manifest.publish(
+        published = manifest.publish(
             stage_folder,
             folder,
             index=index,
@@ -232,6 +234,8 @@ def work_on(run: Run, stage: Stage, planned: Planned, attempt: int, stop: StopFl
         raise
     finally:
         live.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    return published
 
 
 def _record_failure(folder: Path, outcome: Outcome) -> None:

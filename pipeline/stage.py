@@ -184,6 +184,9 @@ class Attempt:
     stop: StopFlag
     live: Path | None = None
     """Where progress is written, for `status`."""
+    partial: Path | None = None
+    """A folder that outlives this attempt, until its task is published: what is left in it, the
+    next attempt finds. Several may be at work at once. It is made by whoever uses it."""
     _last: float = field(default=float("-inf"), repr=False)
     _from: tuple[str, int, float] = field(default=("", 0, 0.0), repr=False)
     """Unit, count and Unix time from which this attempt counts."""

@@ -13,27 +13,59 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dataset_build import dedup, uid_range
+from dataset_build import dedup, lists, records, uid_range
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
+NO_CONTACT = (
+    "download.contact is not set: servers are told who fetches from them, so give a page or a mail"
+    " address at which their owners reach you, e.g. download.contact=https://lab.example/crawl"
+)
+
 Format = Literal["jpeg", "png", "webp", "gif"]
+
+
+class DomainLimits(Settings):
+    """How hard one registered domain may be asked."""
+
+    connections: int = Field(2, gt=0, le=1024)
+    """Connections at the same time."""
+    requests_per_s: float | None = Field(1.0, gt=0)
+    """Requests begun a second; null for any number."""
 
 
 class DownloadSettings(Settings):
     """How pictures are fetched and resized."""
 
-    operational: ClassVar[frozenset[str]] = frozenset({"threads", "polite_connections", "contact"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"threads", "contact", "polite_connections", "requests_per_s", "domain_limits"}
+    ) | {"limits_span", "max_wait_s", "max_crawl_delay_s"}
 
     pairs_per_task: int = Field(10_000, gt=0)
     """Pairs that one task fetches, on average."""
     threads: int = Field(32, gt=0, le=1024)
     """Addresses that a task fetches at the same time."""
-    polite_connections: int = Field(2, gt=0)
-    """Connections that a task keeps to one registered domain at the same time."""
+    polite_connections: int = Field(2, gt=0, le=1024)
+    """Connections to one registered domain at the same time, by all tasks of the run together."""
+    requests_per_s: float | None = Field(1.0, gt=0)
+    """Requests begun a second at one registered domain, by all tasks together; null for any number.
+    One is what a small site on a shared host bears without anybody noticing; 86,400 pictures a day
+    of one domain are also as many as a dataset should have of it."""
+    domain_limits: dict[str, DomainLimits] = Field(default_factory=dict)
+    """Other limits for registered domains that are made for more, such as large content delivery
+    networks: `{cdn.example: {connections: 32, requests_per_s: 50}}`."""
+    limits_span: Literal["run", "task"] = "run"
+    """Who keeps to the limits together: all tasks of the run, through locks in RUN/download/turns,
+    or each task for itself, where the file system has no locks."""
+    max_wait_s: float = Field(120.0, ge=0)
+    """Seconds that a task waits, in all, for a domain that asks to be left alone (Retry-After). If
+    it takes longer, the domain's other addresses are given up: nobody is asked against his wish."""
+    max_crawl_delay_s: float = Field(30.0, ge=0)
+    """A longer Crawl-delay in a robots.txt counts as this, seconds."""
     contact: str = Field("", pattern=r"^[\x20-\x7e]*$")
-    """Address of a page, or of mail, at which a site's owner reaches you; sent to every server."""
+    """Address of a page, or of mail, at which a site's owner reaches you; sent to every server. A
+    build from real inputs does not begin without it."""
     user_agent: str = Field("openwit/0.1", pattern=r"^[!-~]+/[\x20-\x7e]+$")
     """Who asks: `name/version`. Servers address their opt-outs to the name."""
     timeout_s: float = Field(30.0, gt=0)
@@ -62,6 +94,9 @@ class DownloadSettings(Settings):
     """Largest ratio of the sides accepted."""
     formats: tuple[Format, ...] = ("jpeg", "png", "webp")
     """What may reach a decoder, told by the first bytes. Of a `gif` the first frame is taken."""
+    robots: Literal["respect", "ignore"] = "respect"
+    """Whether robots.txt is asked for, once a day and host, and kept to (RFC 9309): what is
+    disallowed is not asked for, nor anything of a host whose robots.txt fails with 429 or 5xx."""
     honour_opt_out: bool = True
     """Drop what X-Robots-Tag, tdm-reservation or Content-Usage reserve."""
     image_size: int = Field(256, gt=0)
@@ -74,6 +109,9 @@ class DownloadSettings(Settings):
     """Never enlarge."""
     encode_quality: int = Field(95, ge=1, le=100)
     """Quality of the stored JPEG."""
+    expected: tuple[str, ...] = ()
+    """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
+    in them only the very files that they list are accepted, by SHA-256. By default any file is."""
 
     @field_validator("allow_networks")
     @classmethod
@@ -81,6 +119,13 @@ class DownloadSettings(Settings):
         for block in blocks:
             ipaddress.ip_network(block)  # a ValueError says what is wrong with it
         return blocks
+
+    def limits_of(self, domain: str) -> DomainLimits:
+        """The limits of a registered domain."""
+        usual = DomainLimits(
+            connections=self.polite_connections, requests_per_s=self.requests_per_s
+        )
+        return self.domain_limits.get(domain, usual)
 
     @property
     def agent(self) -> str:
@@ -93,6 +138,10 @@ REASONS: dict[str, str] = {
     "blocked_scheme": "neither http nor https",
     "blocked_port": "a port below 1024 other than 80 and 443",
     "blocked_address": "the host is not on the public internet",
+    "blocked": "the address or its domain is on a list of lists.blocked",
+    "opted_out": "the address or its domain is on a list of lists.opted_out",
+    "robots": "its robots.txt disallows it, or cannot be read now",
+    "held_off": "its domain asked to be left alone for longer than max_wait_s",
     "dns": "the host's name does not resolve",
     "connect": "no connection",
     "tls": "encryption failed, or the certificate is not valid",
@@ -108,6 +157,7 @@ REASONS: dict[str, str] = {
     "unexpected_status": "an answer that is neither a picture, a redirect nor an error",
     "opt_out": "the server reserves the picture",
     "too_large": "more than max_bytes",
+    "changed": "the file is not the one that `expected` lists",
     "not_an_image": "none of the accepted formats",
     "truncated": "the file stops before its end",
     "too_many_pixels": "more than max_pixels",
@@ -118,6 +168,9 @@ REASONS: dict[str, str] = {
 }
 """Why a pair has no picture: the `status` of `fetched-*.parquet` and the report's drop reasons."""
 
+LISTED = frozenset({"blocked", "opted_out"})
+"""The reasons among them that lists give, of `ListsSettings`."""
+
 
 def plan(run: Run) -> list[Task]:
     """Cut the selected pairs into equal ranges of uids; a uid is a hash, so ranges are equal."""
@@ -126,6 +179,8 @@ def plan(run: Run) -> list[Task]:
     outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
     rows = sum(output.rows or 0 for output in outputs if output.name in names)
     settings: DownloadSettings = run.settings("download")
+    for reference in expected(run):
+        records.sent_digest(run.path(reference))  # says so now if it does not know
     parts = max(1, -(-rows // settings.pairs_per_task))
     tasks = []
     for part in range(parts):
@@ -133,9 +188,16 @@ def plan(run: Run) -> list[Task]:
         reads = [selected[group] for group in groups]
         for group in groups:
             reads += run.find(f"dedup:texts-*-{group:05d}.parquet")
+        reads += expected(run)
         params = {"part": part, "parts": parts, "groups": len(groups)}
         tasks.append(Task("download", part, tuple(reads), params))
-    return tasks
+    return lists.reading(run, tasks, "addresses", "domains")
+
+
+def expected(run: Run) -> list[str]:
+    """The files that `download.expected` names. Raises `MissingInput` where there is none."""
+    settings: DownloadSettings = run.settings("download")
+    return [reference for pattern in settings.expected for reference in run.find(pattern)]
 
 
 def work(attempt: Attempt) -> Stats:
@@ -146,5 +208,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=3, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=4, can_lose_tasks=True
 )

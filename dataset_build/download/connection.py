@@ -125,14 +125,19 @@ class Connection:
         if detour:
             curl.setopt(pycurl.CONNECT_TO, [f"::{detour.address}:{detour.port}"])
 
-    def get(self, url: str, end: float) -> Answer:
-        """One request without redirects, over by the monotonic time `end`."""
+    def get(self, url: str, end: float, text_bytes: int = 0) -> Answer:
+        """One request without redirects, over by the monotonic time `end`.
+
+        With `text_bytes`, so many first bytes of whatever comes are the body: no picture is
+        expected, and nobody's opt-out read.
+        """
         left_s = end - time.monotonic()
         if left_s <= 0:
             return Answer("timeout", url=url)
-        self._begin()
+        self._begin(text_bytes)
         curl = self.curl
         curl.setopt(pycurl.URL, url)
+        curl.setopt(pycurl.MAXFILESIZE_LARGE, 0 if text_bytes else self._settings.max_bytes)
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
         connect_s = min(left_s, self._settings.connect_timeout_s)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(connect_s * 1000)))
@@ -174,14 +179,15 @@ class Connection:
             return "not_an_image", f"{self._received} bytes"
         return "ok", ""
 
-    def _begin(self) -> None:
+    def _begin(self, text_bytes: int = 0) -> None:
+        self._text_bytes = text_bytes
         self._status = 0
         self._headed = False
         self._lines = 0
         self._headers: list[tuple[str, str]] = []
         self._body = bytearray()
         self._received = 0
-        self._checked = False
+        self._checked = text_bytes > 0
         self._refusal: tuple[str, str] | None = None
         self._blocked = ""
 
@@ -215,6 +221,7 @@ class Connection:
         elif line in (b"\r\n", b"\n"):
             self._headed = self._status >= 200
             wanted = self._status == 200 or self._status in _REDIRECTS
+            wanted = wanted and not self._text_bytes
             if wanted and self._settings.honour_opt_out and opts_out(self._headers, self._token):
                 self._refusal = ("opt_out", "response header")
                 return -1
@@ -227,6 +234,12 @@ class Connection:
         self._received += len(data)
         if self._status != 200:
             return None if self._received <= _DISCARDED else -1
+        if self._text_bytes:
+            self._body += data[: self._text_bytes - len(self._body)]
+            if len(self._body) < self._text_bytes:
+                return None
+            self._refusal = ("ok", "")  # the rest is not read
+            return -1
         if self._received > self._settings.max_bytes:
             self._refusal = ("too_large", f"more than {self._settings.max_bytes} bytes")
             self._body = bytearray()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,20 @@ from pipeline.manifest import Manifest, digest, everything
 from pipeline.stage import Attempt
 
 _OUTPUT = re.compile(r"(?:fetched|unused)-\d+-of-\d+\.parquet")
-_SETTINGS = b"openwit.download"
+MARK = b"openwit.download"
 
 
-def metadata(settings: DownloadSettings, version: int) -> dict[bytes, bytes]:
-    """What marks outcomes: those of other settings, that make other pictures, are not taken."""
+def metadata(
+    settings: DownloadSettings, version: int, expected: Sequence[str] = ()
+) -> dict[bytes, bytes]:
+    """What marks outcomes: those of other settings, that make other pictures, are not taken.
+
+    `expected` identifies the files that `settings.expected` names.
+    """
     identity = settings.identity()
-    del identity["pairs_per_task"]
-    return {_SETTINGS: digest([version, identity]).encode()}
+    for name in ("pairs_per_task", "expected"):
+        del identity[name]
+    return {MARK: digest([version, identity, *expected]).encode()}
 
 
 class Earlier:
@@ -55,6 +61,11 @@ class Earlier:
                 for known, key in ((self.by_uid, row["uid"]), (self.by_address, row["uid"][:8])):
                     if key not in known or (row["status"] == "ok") > (known[key]["status"] == "ok"):
                         known[key] = row
+
+    def forget(self, uid: bytes) -> None:
+        """Let nothing be known of a pair, nor of its address."""
+        self.by_uid.pop(uid, None)
+        self.by_address.pop(uid[:8], None)
 
     def keep(self, tar: str) -> None:
         """Make a tar an output of this task too."""

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from dataset_build.download import DownloadSettings
 from dataset_build.download.addresses import is_public
+from dataset_build.download.turns import FILE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def confined(settings: DownloadSettings, folder: Path, addresses: int) -> Iterat
     memory_bytes = _DECODER_BYTES + threads * (_STACK_BYTES + 4 * settings.max_bytes)
     side = settings.image_size
     stored_pixels = max(settings.max_pixels, int(side * side * settings.max_aspect_ratio))
-    file_bytes = (1 << 20) + addresses * 4 * stored_pixels
+    file_bytes = FILE_BYTES + addresses * 4 * stored_pixels
     with without_secrets(), limited(memory_bytes, file_bytes), watching(folder) as watch:
         yield watch
 

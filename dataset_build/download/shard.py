@@ -10,45 +10,28 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 import time
 import warnings
-from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from dataset_build import dedup, records, uid_range
-from dataset_build.download import REASONS, STAGE, DownloadSettings, guard, probe
+from dataset_build import records, uid_range
+from dataset_build.download import LISTED, STAGE, DownloadSettings, expected, guard, pairs, probe
 from dataset_build.download.connection import Detour
-from dataset_build.download.earlier import Earlier, metadata
+from dataset_build.download.earlier import MARK, Earlier, metadata
+from dataset_build.download.journal import Journal, Unfinished, share
+from dataset_build.download.outcome import NO_OUTCOME, Fetched, count, outcome
 from dataset_build.download.transport import Transport
+from dataset_build.lists import Lists
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
-if TYPE_CHECKING:
-    from dataset_build.download.staging import Ledger, Picture
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What became of one address before its picture was decoded."""
-
-    reason: str
-    detail: str
-    status: int
-    final_url: str
-    received: int
-    requests: int
-    sha256: bytes = bytes(32)
-    bytes: int = 0
-    kind: str = ""
-    time: int = 0
-    """When it ended, Unix seconds."""
+Address = dict[str, Any]
+"""One pair of an address: its url is what is asked for."""
 
 
 def fetch_shard(attempt: Attempt) -> Stats:
@@ -56,31 +39,38 @@ def fetch_shard(attempt: Attempt) -> Stats:
     settings: DownloadSettings = attempt.settings
     part, parts = attempt.task.params["part"], attempt.task.params["parts"]
     first, last = uid_range.bounds(part, parts)
-    marks = metadata(settings, STAGE.version)
+    known_bytes = [attempt.run.identity(name) for name in expected(attempt.run)]
+    marks = metadata(settings, STAGE.version, known_bytes)
     earlier = Earlier(attempt, first, last, marks)
-    pairs = _pairs(attempt, earlier, first, last)
-    addresses: dict[bytes, dict[str, Any]] = {}
-    for pair in pairs:
+    lists = Lists.of(attempt)
+    selected = pairs.selected(attempt, earlier, first, last)
+    for pair in selected:
+        known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(pair["uid"][:8])
+        if known and not _is_as_listed(known, lists):
+            earlier.forget(pair["uid"])
+    addresses: dict[bytes, Address] = {}
+    for pair in selected:
         if pair["uid"][:8] not in earlier.by_address:
             addresses.setdefault(pair["uid"][:8], pair)
-    stats = Stats(rows_in=len(pairs))
-    outcomes = _fetch_all(attempt, settings, addresses, stats)
+    stats = Stats(rows_in=len(selected))
+    outcomes = _fetch_all(attempt, addresses, marks, lists, stats)
 
     fetched = []
-    for pair in pairs:
+    for pair in selected:
         address = pair["uid"][:8]
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
         stats.counts["pairs_known"] += known is not None
-        outcome = known or outcomes[address]
-        if pair["url"] != (known or addresses[address])["url"]:  # 1 pair in 10⁹, among 10¹⁰
-            outcome = {**_NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
+        row = known or outcomes[address]
+        if pair["url"] != row["url"]:  # 1 pair in 10⁹, among 10¹⁰
+            row = {**NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
         record = {name: pair[name] for name in (*records.TEXTS.names, "texts")}
-        fetched.append({**outcome, **record})
-        if outcome["status"] == "ok":
+        fetched.append({**row, **record})
+        if row["status"] == "ok":
             stats.rows_out += 1
         else:
-            stats.drop(outcome["status"])
-    wanted = {pair["uid"] for pair in pairs}
+            stats.drop(row["status"])
+    assert len({row["uid"] for row in fetched}) == stats.rows_in, "an outcome for every pair"
+    wanted = {pair["uid"] for pair in selected}
     unused = [row for uid, row in sorted(earlier.by_uid.items()) if uid not in wanted]
     for row in (*fetched, *unused):
         if row["staged"] in earlier.tars:
@@ -95,39 +85,18 @@ def fetch_shard(attempt: Attempt) -> Stats:
     return stats
 
 
-def _pairs(attempt: Attempt, earlier: Earlier, first: bytes, last: bytes) -> list[dict[str, Any]]:
-    """The selected pairs with their records, sorted by uid.
-
-    A record is read from `dedup` only if no earlier download has it from the very same file.
-    """
-    task, check = attempt.task, attempt.stop.check
-    paths = dict(zip(task.reads, attempt.inputs(), strict=True))
-    selected = list(paths.values())[: task.params["groups"]]
-    rows = uid_range.read(selected, first, last, ("uid", "snapshot"), check)
-    groups = dedup.group_of(attempt.run, rows["uid"]).tolist()
-    new: dict[str, list[bytes]] = defaultdict(list)
-    records_of: dict[bytes, dict[str, Any]] = {}
-    identities = {name: attempt.run.identity(name) for name in paths}
-    for row, group in zip(rows.to_pylist(), groups, strict=True):
-        holder = f"dedup:texts-{row['snapshot']}-{group:05d}.parquet"
-        known = earlier.by_uid.get(row["uid"])
-        if known is not None and known["texts"] == identities[holder]:
-            records_of[row["uid"]] = known
-        else:
-            new[holder].append(row["uid"])
-    for holder, uids in new.items():
-        among = pa.array(uids, records.UID)
-        names = records.TEXTS.names
-        table = uid_range.read([paths[holder]], uids[0], uids[-1], names, check, among)
-        for row in table.to_pylist():
-            records_of[row["uid"]] = {**row, "texts": identities[holder]}
-    return [records_of[uid] for uid in rows["uid"].to_pylist()]
+def _is_as_listed(known: dict[str, Any], lists: Lists) -> bool:
+    """Whether an outcome is what the lists say by now; an address that leads to a listed one is
+    as good as listed."""
+    reason = lists.reason_of_address(known["url"]) or lists.reason_of_address(known["final_url"])
+    return reason == (known["status"] if known["status"] in LISTED else "")
 
 
 def _fetch_all(
     attempt: Attempt,
-    settings: DownloadSettings,
-    addresses: dict[bytes, dict[str, Any]],
+    addresses: dict[bytes, Address],
+    marks: dict[bytes, bytes],
+    lists: Lists,
     stats: Stats,
 ) -> dict[bytes, dict[str, Any]]:
     """Fetch addresses into one tar; what became of each."""
@@ -135,32 +104,33 @@ def _fetch_all(
         return {}
     # Another list of addresses is another tar, so earlier ones can stand beside it.
     key = xxhash.xxh3_64_hexdigest(b"".join(sorted(addresses)))
-    tar = attempt.folder / f"staged-{attempt.task.params['part']:05d}-{key}.tar"
-    fetched: dict[int, Fetched] = {}
-    ledger = _stage(attempt, settings, addresses, fetched, tar)
-    attempt.stop.check()
-    offsets = _verify(tar, ledger)
+    path = attempt.folder / f"staged-{attempt.task.params['part']:05d}-{key}.tar"
+    mark = marks[MARK].decode()[:16]
+    with Unfinished(attempt, mark, addresses) as unfinished, Journal(path) as journal:
+        share(attempt, path, mark)
+        ended = {a: o for a, o in unfinished.outcomes.items() if _is_as_listed(o, lists)}
+        left = {a: pair for a, pair in addresses.items() if a not in ended}
+        stats.counts["addresses_resumed"] = len(addresses) - len(left)
+        if left:
+            _stage(attempt, left, journal, lists, len(addresses))
+        attempt.stop.check()
+        for address, known in ended.items():
+            journal.end(address, known, unfinished.picture(address))
     outcomes = {}
-    for row, address in enumerate(addresses):
-        outcome, failure = fetched[row], ledger.failed.get(row)
-        picture = ledger.stored.get(row)
-        _count(stats, outcome, picture)
-        reason, detail = outcome.reason, outcome.detail
-        if picture is None and reason == "ok":
-            reason, detail = _decoder_reason(failure), failure or ""
-        offset = offsets[address] if picture else 0
-        outcomes[address] = _outcome(reason, detail, outcome, picture, tar, offset)
+    for address, (known, offset) in journal.verified().items():
+        count(stats, known)
+        staged = {"staged": path.name, "staged_offset": offset} if known["status"] == "ok" else {}
+        outcomes[address] = {**NO_OUTCOME, **known, **staged}
+    if outcomes.keys() != addresses.keys():
+        raise Damaged(f"{path}: {len(outcomes)} of {len(addresses)} addresses have an outcome")
     return outcomes
 
 
 def _stage(
-    attempt: Attempt,
-    settings: DownloadSettings,
-    addresses: dict[bytes, dict[str, Any]],
-    fetched: dict[int, Fetched],
-    tar: Path,
-) -> Ledger:
-    """Run img2dataset over the addresses; fills `fetched`, leaves `tar`."""
+    attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, lists: Lists, total: int
+) -> None:
+    """Run img2dataset over the addresses; each ends in the journal, unless a stop is asked for."""
+    settings: DownloadSettings = attempt.settings
     # Read when the libraries load. albumentations would ask a package index for its newest version;
     # OpenCV's own limit stands behind ours.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -169,33 +139,47 @@ def _stage(
         warnings.simplefilter("ignore")  # deprecations among its dependencies are not ours to mend
         from dataset_build.download import staging
 
-    pictures = [staging.Sample(key.hex(), pair["text"]) for key, pair in addresses.items()]
-    total = len(pictures)
-    ledger = staging.Ledger(
-        pictures, written=lambda done: attempt.progress(done, total, "addresses")
-    )
+    hashes = list(addresses)
     urls = [pair["url"] for pair in addresses.values()]
-    table = pa.table({"row": pa.array(range(total), pa.int64()), "url": urls})
+    table = pa.table({"row": pa.array(range(len(urls)), pa.int64()), "url": urls})
     source = attempt.folder / "addresses.feather"
     with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
+    def stopping() -> bool:
+        return bool(attempt.stop) or journal.failed
+
     setting = os.environ.get("OPENWIT_CONNECT_TO", "")
-    stopping = attempt.stop.__bool__
-    transport = Transport(settings, Detour.parse(setting) if setting else None, stopping)
+    detour = Detour.parse(setting) if setting else None
+    folder = attempt.run.stage_folder("download")
+    transport = Transport(settings, detour, stopping, lists, folder)
+    digests = pairs.expected_digests(attempt, hashes[0] + bytes(8), hashes[-1] + b"\xff" * 8)
+    fetched: dict[int, Fetched] = {}
+    done = total - len(addresses)
+    attempt.progress(done, total, "addresses")
 
     def fetch(address: tuple[int, str]) -> tuple[int, io.BytesIO | None, str | None]:
         row, url = address
         if stopping():
             return row, None, "stopped"
-        fetched[row], body = _fetch(transport, settings, url)
+        fetched[row], body = _fetch(transport, settings, url, digests.get(hashes[row]))
         if fetched[row].reason != "ok":
             return row, None, fetched[row].reason
         return row, io.BytesIO(body), None
 
+    def end(row: int, stored: bytes | None, meta: dict[str, Any]) -> None:
+        nonlocal done
+        result = fetched.pop(row, None)
+        # A stop cuts transfers short, and their retries: such an address has not ended.
+        if result is None or (result.reason != "ok" and stopping()):
+            return
+        journal.end(hashes[row], outcome(urls[row], result, stored, meta), stored)
+        done += 1
+        attempt.progress(done, total, "addresses")
+
     downloader = staging.GuardedDownloader(
         fetch,
-        sample_writer_class=lambda *arguments: staging.FailStopWriter(ledger, *arguments),
+        sample_writer_class=lambda *arguments: staging.FailStopWriter(end),
         resizer=staging.EightBitResizer(
             settings.image_size,
             settings.resize_mode,
@@ -205,13 +189,13 @@ def _stage(
             max_image_area=settings.max_pixels,
             max_aspect_ratio=settings.max_aspect_ratio,
         ),
-        thread_count=min(settings.threads, total),
-        save_caption=True,
+        thread_count=min(settings.threads, len(urls)),
+        save_caption=False,
         extract_exif=False,
         output_folder=str(attempt.folder),
         column_list=["row", "url"],
         timeout=settings.timeout_s,
-        number_sample_per_shard=max(total, 10),
+        number_sample_per_shard=max(len(urls), 10),
         oom_shard_count=5,
         compute_hash=None,
         verify_hash_type=None,
@@ -221,18 +205,20 @@ def _stage(
         disallowed_header_directives=None,
     )
     try:
-        with guard.confined(settings, attempt.run.folder, total):
+        with guard.confined(settings, attempt.run.folder, len(addresses)):
             downloader.download_shard((0, str(source)))
     finally:
         transport.close()
-    (attempt.folder / "00000.tar").rename(tar)
-    for leftover in ("00000.parquet", "00000_stats.json"):
-        (attempt.folder / leftover).unlink()
-    return ledger
+    (attempt.folder / "00000_stats.json").unlink()
 
 
-def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[Fetched, bytes]:
-    """One address, and the checks that come before a decoder sees it. Never raises."""
+def _fetch(
+    transport: Transport, settings: DownloadSettings, url: str, digests: Collection[bytes] | None
+) -> tuple[Fetched, bytes]:
+    """One address, and the checks that come before a decoder sees it. Never raises.
+
+    Of `digests`, if there are any, the SHA-256 of the file must be one.
+    """
     try:
         answer = transport.fetch(url)
     except Exception as error:  # one address must never cost its neighbours
@@ -242,6 +228,9 @@ def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[
     sha256 = bytes(32)
     if reason == "ok":
         sha256 = hashlib.sha256(answer.body).digest()
+    if reason == "ok" and digests is not None and sha256 not in digests:
+        reason, detail = "changed", f"SHA-256 {sha256.hex()}"
+    if reason == "ok":
         try:
             found = probe.probe(answer.body)
             kind = found.kind
@@ -273,101 +262,3 @@ def _size_reason(settings: DownloadSettings, found: probe.Probe) -> tuple[str, s
     if long > short * settings.max_aspect_ratio:
         return "too_long", size
     return "ok", ""
-
-
-def _decoder_reason(failure: str | None) -> str:
-    """Our name for img2dataset's; the true size may differ from what the header claimed."""
-    names = {
-        "image too small": "too_small",
-        "image area too large": "too_many_pixels",
-        "aspect ratio too large": "too_long",
-    }
-    return names.get(failure or "", "undecodable")
-
-
-def _verify(tar: Path, ledger: Ledger) -> dict[bytes, int]:
-    """Read the tar back: where each address's picture lies in it.
-
-    Raises `Damaged` unless it holds exactly what the ledger says.
-    """
-    claimed = {ledger.samples[row].key: p.digest for row, p in ledger.stored.items()}
-    if (rows := len(ledger.stored) + len(ledger.failed)) != len(ledger.samples):
-        raise Damaged(f"{tar}: {rows} of {len(ledger.samples)} addresses have an outcome")
-    offsets = {}
-    with tarfile.open(tar, "r:") as stream:
-        for member in stream:
-            key, _, extension = member.name.partition(".")
-            if extension != "jpg":
-                continue
-            content = stream.extractfile(member)
-            data = content.read() if content else b""
-            if claimed.get(key) != hashlib.sha256(data).digest():
-                raise Damaged(f"{tar}: {member.name} is not what was written")
-            offsets[bytes.fromhex(key)] = member.offset_data
-    if len(offsets) != len(claimed):
-        raise Damaged(f"{tar}: {len(offsets)} pictures read, {len(claimed)} written")
-    return offsets
-
-
-def _outcome(
-    reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path, offset: int
-) -> dict[str, Any]:
-    """A row of `records.FETCHED` but for the pair's own columns."""
-    assert reason == "ok" or reason in REASONS, reason
-    result = {
-        **_NO_OUTCOME,
-        "status": "ok" if picture else reason,
-        "error": detail,
-        "http_status": outcome.status,
-        "final_url": outcome.final_url,
-        "fetched": outcome.time,
-        "bytes": outcome.bytes,
-        "format": outcome.kind,
-        "sha256": outcome.sha256,
-    }
-    if picture:
-        result |= {
-            "width": picture.width,
-            "height": picture.height,
-            "original_width": picture.original_width,
-            "original_height": picture.original_height,
-            "staged": tar.name,
-            "staged_offset": offset,
-            "staged_bytes": picture.stored_bytes,
-            "staged_sha256": picture.digest,
-        }
-    return result
-
-
-_NO_OUTCOME: dict[str, Any] = {
-    "status": "",
-    "error": "",
-    "http_status": 0,
-    "final_url": "",
-    "fetched": 0,
-    "bytes": 0,
-    "format": "",
-    "sha256": bytes(32),
-    "width": 0,
-    "height": 0,
-    "original_width": 0,
-    "original_height": 0,
-    "staged": "",
-    "staged_offset": 0,
-    "staged_bytes": 0,
-    "staged_sha256": bytes(32),
-}
-
-
-def _count(stats: Stats, outcome: Fetched, picture: Picture | None) -> None:
-    stats.counts["addresses"] += 1
-    stats.counts["requests"] += outcome.requests
-    stats.counts["bytes_received"] += outcome.received
-    stats.observe("http_status", outcome.status or "none")
-    if picture:
-        stats.counts["pictures"] += 1
-        stats.counts["picture_bytes"] += outcome.bytes
-        stats.observe("format", outcome.kind)
-        short = min(picture.original_width, picture.original_height)
-        stats.observe("original_smaller_side", f"{1 << (short.bit_length() - 1)}+")
-        stats.observe("file_bytes", f"{1 << (outcome.bytes.bit_length() - 1)}+")

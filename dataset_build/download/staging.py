@@ -1,21 +1,17 @@
-"""img2dataset's Downloader, Resizer and writer, with our transport and no way to lose a sample.
+"""img2dataset's Downloader and Resizer, with our transport and writer: no way to lose a sample.
 
 Import this only where work is done: img2dataset takes seconds to import.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import img2dataset.downloader
 from img2dataset.resizer import Resizer
-from img2dataset.writer import WebDatasetSampleWriter
-from webdataset import TarWriter
 
 from dataset_build.download import decode, guard, probe
 
@@ -25,81 +21,34 @@ Fetch = Callable[[tuple[int, str]], tuple[int, io.BytesIO | None, str | None]]
 """(row, address) -> (row, the file, None) or (row, None, why not)."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What is staged of an address: the hash of it in hexadecimal, and one of its texts."""
-
-    key: str
-    text: str
+End = Callable[[int, "bytes | None", "dict[str, Any]"], None]
+"""(row, the picture as it is to be stored or None, img2dataset's account of it)."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A stored picture: sides in pixels before and after resizing; SHA-256 of its stored bytes."""
+class FailStopWriter:
+    """What img2dataset calls a writer: passes every row on to `end`, and stops at its first error.
 
-    width: int
-    height: int
-    original_width: int
-    original_height: int
-    stored_bytes: int
-    digest: bytes
-
-
-@dataclass
-class Ledger:
-    """What the writer did, row by row of img2dataset's input; a row is one address."""
-
-    samples: Sequence[Sample]
-    stored: dict[int, Picture] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    written: Callable[[int], None] = lambda rows: None
-    """Called with the number of rows done so far."""
-
-
-class FailStopWriter(WebDatasetSampleWriter):  # type: ignore[misc]
-    """Stages the picture of each address; stops for good at the first error.
-
-    img2dataset prints an error of its writer and carries on, so a full disk would lose samples
-    that it reports as successes.
+    img2dataset prints an error of its writer and carries on, so a full disk would lose samples that
+    it reports as successes. And its own writer holds the newest ones back, for webdataset's
+    `TarWriter` writes blocks of 10 KiB: they would be lost with the process.
     """
 
-    def __init__(self, ledger: Ledger, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.tarwriter = TarWriter(self.tar_fd, mtime=0)
-        self._ledger = ledger
+    def __init__(self, end: End) -> None:
+        self._end = end
         self._error: Exception | None = None
 
     def write(self, img_str: bytes | None, key: str, caption: object, meta: dict[str, Any]) -> None:
-        """Write the sample of one row, or note why there is none."""
+        """One row has a picture, or none and `meta["error_message"]` says why."""
         if self._error is not None:
             raise self._error
-        row = meta["row"]
         try:
-            if img_str is None:
-                self._ledger.failed[row] = meta["error_message"]
-            else:
-                sample = self._ledger.samples[row]
-                super().write(img_str, sample.key, sample.text, {**meta, "key": sample.key})
-                self._ledger.stored[row] = Picture(
-                    meta["width"],
-                    meta["height"],
-                    meta["original_width"],
-                    meta["original_height"],
-                    len(img_str),
-                    hashlib.sha256(img_str).digest(),
-                )
+            self._end(meta["row"], img_str, meta)
         except Exception as error:
             self._error = error
             raise
-        self._ledger.written(len(self._ledger.stored) + len(self._ledger.failed))
 
     def close(self) -> None:
-        """Finish the tar; raises the first error there was."""
-        try:
-            super().close()
-        except Exception as error:
-            self._error = self._error or error
-        self.tar_fd.close()
+        """Raises the first error there was."""
         if self._error is not None:
             raise self._error
 
@@ -137,7 +86,7 @@ class EightBitResizer(Resizer):  # type: ignore[misc]
             if probe.kind(data) != "jpeg":
                 try:
                     plain = cv2.imencode(".bmp", decode.pixels(data))[1].tobytes()
-                except (probe.NotPicture, cv2.error, MemoryError) as error:
+                except Exception as error:  # else img2dataset would print it, and lose the row
                     return None, None, None, None, None, str(error)[:200]
                 img_stream = io.BytesIO(plain)
             return super().__call__(img_stream, blurring_bbox_list)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import idna
 import pycurl
 
-from dataset_build.domains import registered
-from dataset_build.download import DownloadSettings
+from dataset_build.download import NO_CONTACT, DownloadSettings
 from dataset_build.download.addresses import is_public, literal
 from dataset_build.download.connection import Answer, Connection, Detour
+from dataset_build.download.opt_out import product_token
+from dataset_build.download.robots import MAX_BYTES, MAX_REDIRECTS, Robots
+from dataset_build.download.turns import HeldOff, Turns
+from dataset_build.lists import Lists
+from pipeline.config import ConfigError
 
 _MAX_URL = 8192
 _MAX_HOST = 253  # RFC 1035, as text
@@ -25,6 +30,8 @@ _FIRST_PAUSE_S = 0.5  # before the first retry; doubles
 _RETRIED = frozenset(
     {"connect", "connection_lost", "dns", "timeout", "truncated", "too_many_requests"}
 ) | {"server_error"}
+_FOR_EVER = frozenset({501, 505, 508, 511})  # server errors that another try does not mend
+_HELD_BY = frozenset({429, 503})  # whose Retry-After is meant for all that we ask of the domain
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -86,17 +93,33 @@ def _ascii_host(host: str) -> str:
 
 
 class Transport:
-    """Fetches addresses from any number of threads; each thread keeps its own connections."""
+    """Fetches addresses from any number of threads; each thread keeps its own connections.
+
+    `folder` is where the tasks of a run share whose turn it is and what robots.txt files say; None
+    where there is no run. Raises `ConfigError` if servers would not be told whom they deal with.
+    """
 
     def __init__(
-        self, settings: DownloadSettings, detour: Detour | None, stopping: Callable[[], bool]
+        self,
+        settings: DownloadSettings,
+        detour: Detour | None,
+        stopping: Callable[[], bool],
+        lists: Lists | None = None,
+        folder: Path | None = None,
     ) -> None:
+        if detour is None and not settings.contact:
+            raise ConfigError(NO_CONTACT)
         self._settings = settings
         self._detour = detour
         self._stopping = stopping
+        self._lists = lists or Lists([])
+        self._token = product_token(settings.user_agent)
+        folder = folder if settings.limits_span == "run" else None
+        self._turns = Turns(settings, folder / "turns" if folder else None, stopping)
+        robots = folder / "robots" if folder else None
+        self._robots = Robots(self._ask_text, self._token, robots, stopping)
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._turns: dict[str, threading.Semaphore] = {}
         self._open: list[Connection] = []
         self._share = pycurl.CurlShare()  # not connections: those stay with their thread
         self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_DNS)
@@ -115,9 +138,11 @@ class Transport:
             received += answer.received
             requests += answer.requests
             answer = replace(answer, received=received, requests=requests)
-            wait = max(pause, answer.retry_after_s)
+            # Whoever failed together shall not come back together.
+            wait = max(pause * random.uniform(0.5, 1.5), answer.retry_after_s)
+            may_pass = answer.reason in _RETRIED and answer.status not in _FOR_EVER
             in_time = time.monotonic() + wait < end
-            if not tries_left or answer.reason not in _RETRIED or not in_time or self._stopping():
+            if not tries_left or not may_pass or not in_time or self._stopping():
                 break
             self._rest(wait)
             pause *= 2
@@ -128,39 +153,92 @@ class Transport:
         for connection in self._open:
             connection.curl.close()
         self._share.close()
+        self._turns.close()
 
     def _follow(self, url: str, end: float) -> tuple[Answer, float]:
         """One try: the answer after all redirects, and the deadline moved by the time queued."""
-        received = 0
+        self._local.asked = Answer("")  # what asking for robots.txt came to on the way
+        received = requests = 0
         target = url
-        for requests in range(self._settings.max_redirects + 1):
-            try:
-                target, host = checked(target)
-            except Refused as refused:
-                answer = Answer(refused.reason, str(refused), url=target)
-                return replace(answer, received=received, requests=requests), end
-            queued = time.monotonic()
-            with self._turn(host):
-                end += time.monotonic() - queued
-                answer = self._connection(host).get(target, end)
-            received += answer.received
-            answer = replace(answer, received=received, requests=requests + 1)
+        for _ in range(self._settings.max_redirects + 1):
+            answer, end = self._step(target, end)
+            asked, self._local.asked = self._local.asked, Answer("")
+            received += answer.received + asked.received
+            requests += answer.requests + asked.requests
+            answer = replace(answer, received=received, requests=requests)
             if not answer.redirect:
                 return answer, end
             target = answer.redirect
         detail = f"more than {self._settings.max_redirects}"
         return replace(answer, reason="too_many_redirects", detail=detail), end
 
-    @contextmanager
-    def _turn(self, host: str) -> Iterator[None]:
-        """Hold one of the connections that the host's registered domain is asked with."""
-        domain = registered(host)
-        with self._lock:
-            if domain not in self._turns:
-                self._turns[domain] = threading.Semaphore(self._settings.polite_connections)
-            turn = self._turns[domain]
-        with turn:
-            yield
+    def _step(self, url: str, end: float) -> tuple[Answer, float]:
+        """One address without redirects, if neither we nor others have anything against it."""
+        try:
+            target, host = checked(url)
+        except Refused as refused:
+            return Answer(refused.reason, str(refused), url=url), end
+        if reason := self._listed(target):
+            return Answer(reason, "listed", url=target), end
+        delay_s = 0.0
+        if self._settings.robots == "respect":
+            began, self._local.end, self._local.busy_s = time.monotonic(), end, 0.0
+            rules = self._robots.rules(target)
+            end += time.monotonic() - began - self._local.busy_s
+            heeds_usage = self._settings.honour_opt_out
+            reason, detail = rules.refusal(target, self._token, heeds_usage)
+            if reason:
+                return Answer(reason, detail, url=target), end
+            delay_s = min(rules.delay_s(self._token), self._settings.max_crawl_delay_s)
+        answer, queued_s = self._get(target, host, end, delay_s)
+        return answer, end + queued_s
+
+    def _listed(self, url: str) -> str:
+        return self._lists.reason_of_address(url) if self._lists else ""
+
+    def _ask_text(self, url: str) -> Answer:
+        """The text at an address, by the deadline of the address that this thread is fetching."""
+        end = self._local.end
+        received = requests = 0
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                target, host = checked(url)
+            except Refused as refused:
+                answer = Answer(refused.reason, str(refused), url=url)
+                break
+            if reason := self._listed(target):
+                answer = Answer(reason, "listed", url=target)
+                break
+            began = time.monotonic()
+            answer, queued_s = self._get(target, host, end, text_bytes=MAX_BYTES)
+            end += queued_s
+            self._local.busy_s += time.monotonic() - began - queued_s
+            received += answer.received
+            requests += answer.requests
+            url = answer.redirect
+            if not url:
+                break
+        else:
+            answer = replace(answer, reason="too_many_redirects")
+        self._local.asked = replace(self._local.asked, received=received, requests=requests)
+        return answer
+
+    def _get(
+        self, target: str, host: str, end: float, delay_s: float = 0.0, text_bytes: int = 0
+    ) -> tuple[Answer, float]:
+        """One request in its turn, over by `end` and the time queued, which comes with it."""
+        began = time.monotonic()
+        try:
+            with self._turns.turn(host, delay_s):
+                queued_s = time.monotonic() - began
+                if self._stopping():
+                    return Answer("stopped", url=target), queued_s
+                answer = self._connection(host).get(target, end + queued_s, text_bytes)
+        except HeldOff as held:
+            return Answer("held_off", str(held), url=target), time.monotonic() - began
+        if answer.retry_after_s and answer.status in _HELD_BY:
+            self._turns.hold(host, answer.retry_after_s)
+        return replace(answer, requests=1), queued_s
 
     def _connection(self, host: str) -> Connection:
         detour = self._detour if self._detour and host.endswith(self._detour.suffix) else None

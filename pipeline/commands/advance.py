@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
     """The run that a command names, and its configuration as the command has it."""
+    from dataset_build.download import NO_CONTACT
     from pipeline import recipe
 
     overrides = list(options.overrides)
@@ -41,6 +42,8 @@ def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
                           + (alone if config.train.data.datasets else "name it there"))  # fmt: skip
     if unset:
         raise ConfigError("\n".join(unset))
+    if options.command == "build" and recipe.fetches_anonymously(config):
+        raise ConfigError(f"{options.config}: {NO_CONTACT}")
     return Run(options.run.absolute(), config), config
 
 

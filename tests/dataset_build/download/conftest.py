@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -59,12 +60,20 @@ FILES = {
 }
 
 
+def host_of(head: bytes) -> str:
+    lines = head.decode("latin-1").split("\r\n")
+    return next(line[6:] for line in lines if line.lower().startswith("host: "))
+
+
 class HostileWeb:
     """Serves on one loopback address; `hits` are the request lines that it saw."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.hits: list[str] = []
         self.heads: list[str] = []
+        self.requests: list[tuple[float, str, str]] = []  # Unix time, host, target
+        self.robots: dict[str, tuple[Any, ...]] = {}
+        """By host: status line, body and headers of its robots.txt."""
         self.active = self.most_active = 0
         self.sent = 0
         self.connections = 0
@@ -117,11 +126,16 @@ class HostileWeb:
                 pending += data
                 while b"\r\n\r\n" in pending:
                     head, _, pending = pending.partition(b"\r\n\r\n")
+                    target, host = head.split(b" ")[1].decode(), host_of(head)
                     with self._lock:
-                        self.hits.append(head.split(b" ")[1].decode())
+                        self.hits.append(target)
                         self.heads.append(head.decode("latin-1"))
+                        self.requests.append((time.time(), host, target))
                     try:
-                        if not self._answer(client, head.split(b" ")[1].decode()):
+                        if target == "/robots.txt" and host in self.robots:
+                            status, body, *headers = self.robots[host]
+                            self._send(client, body, status, *headers)
+                        elif not self._answer(client, target):
                             return
                     except OSError:
                         return

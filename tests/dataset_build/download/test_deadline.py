@@ -42,7 +42,8 @@ PHASES = {
 @contextmanager
 def transport(address: tuple[str, int], **settings: Any) -> Iterator[Transport]:
     chosen: dict[str, Any] = {"timeout_s": DEADLINE_S, "max_bytes": 1 << 20, "max_redirects": 20}
-    chosen |= {"polite_connections": 64, "allow_networks": ("127.0.0.0/8",), **settings}
+    chosen |= {"polite_connections": 64, "allow_networks": ("127.0.0.0/8",)}
+    chosen |= {"robots": "ignore", "requests_per_s": None, **settings}
     detour = Detour(".example", *address)
     made = Transport(DownloadSettings(**chosen), detour, lambda: False)
     yield made

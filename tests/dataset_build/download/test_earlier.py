@@ -14,6 +14,7 @@ import pytest
 
 from dataset_build import download
 from dataset_build.download import DownloadSettings
+from dataset_build.lists import ListSettings, ListsSettings
 from pipeline.manifest import Stats
 from pipeline.stage import Run
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
@@ -30,19 +31,17 @@ class Downloads:
         self.run = Run(folder, Config())
 
     def __call__(
-        self, selected: list[Pair], known: list[Pair] | None = None, **settings: Any
+        self,
+        selected: list[Pair],
+        known: list[Pair] | None = None,
+        lists: ListsSettings | None = None,
+        **settings: Any,
     ) -> list[str]:
         """Select these pairs (of those that `known` has texts of); what the server was asked."""
+        usual = {"timeout_s": 5.0, "polite_connections": 8, "pairs_per_task": 8}
+        usual |= {"robots": "ignore", "requests_per_s": None, "allow_networks": ("127.0.0.0/8",)}
         config = Config(
-            download=DownloadSettings(
-                **{
-                    "timeout_s": 5.0,
-                    "allow_networks": ("127.0.0.0/8",),
-                    "polite_connections": 8,
-                    "pairs_per_task": 8,
-                    **settings,
-                }
-            )
+            download=DownloadSettings(**{**usual, **settings}), lists=lists or ListsSettings()
         )
         self.run = Run(self.folder, config)
         self._web.hits.clear()
@@ -315,3 +314,26 @@ def test_an_unfinished_larger_selection_is_not_lost_by_going_back(grown: Downloa
     assert fetched
     assert grown(FIRST + MORE, larger) == []
     assert not fetched & set(grown(larger))
+
+
+def test_a_list_that_changes_asks_again_only_what_it_must(
+    select: Downloads, tmp_path: Path
+) -> None:
+    path = tmp_path / "blocked.txt"
+    lists = ListsSettings(blocked=ListSettings(domains=(str(path),)))
+    pairs = [Pair(f"http://{host}.example/picture/{i}") for i, host in enumerate("abcc")]
+    away = "/redirect?to=http://d.example/ok.jpg"
+    pairs.append(Pair(f"http://e.example{away}"))
+
+    def go(listed: str) -> tuple[list[str], str]:
+        path.write_text(listed)
+        hits = select(pairs, lists=lists)
+        blocked = {row["url"][7] for row in select.rows() if row["status"] == "blocked"}
+        return hits, "".join(sorted(blocked))
+
+    everything = ["/ok.jpg", "/picture/0", "/picture/1", "/picture/2", "/picture/3", away]
+    assert go("a.example\n") == ([hit for hit in everything if hit != "/picture/0"], "a")
+    assert go("b.example\n") == (["/picture/0"], "b")
+    assert go("b.example\nd.example\n") == ([away], "be")
+    assert go("# the same\nb.example\nd.example\n") == ([], "be")
+    assert go("# none\n") == (["/ok.jpg", "/picture/1", away], "")

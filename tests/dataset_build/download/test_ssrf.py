@@ -60,6 +60,7 @@ def vectors(canaries: list[HostileWeb], tmp_path: Path) -> list[str]:
 @contextmanager
 def transport(web: HostileWeb | None, **settings: Any) -> Iterator[Transport]:
     settings = {"timeout_s": 3.0, "retries": 0, "polite_connections": 64, **settings}
+    settings |= {"robots": "ignore", "requests_per_s": None, "contact": "https://lab.example"}
     made = DownloadSettings(allow_networks=("127.0.0.0/8", "::1/128"), **settings)
     detour = Detour.parse(web.connect_to) if web else None
     fetching = Transport(made, detour, lambda: False)
@@ -145,11 +146,11 @@ def test_a_resolver_that_changes_its_mind_gains_nothing(
     answers = iter([[public] for public in ("8.8.8.8", "1.1.1.1")] + ANSWERS)
     judge, get = Connection._open_socket, Connection.get
 
-    def resolve(connection: Connection, url: str, end: float) -> Any:
+    def resolve(connection: Connection, url: str, *rest: Any) -> Any:
         if url.startswith(f"http://{name}:"):
             entry = f"{name}:{port}:{','.join(next(answers))}"
             connection.curl.setopt(pycurl.RESOLVE, [f"-{name}:{port}", entry])
-        return get(connection, url, end)
+        return get(connection, url, *rest)
 
     def watch(connection: Connection, purpose: int, address: Any) -> socket.socket | int:
         number = address[3][0]

@@ -20,7 +20,8 @@ Fetch = Callable[..., Answer]
 
 @contextmanager
 def transport(web: Any, **settings: Any) -> Iterator[Transport]:
-    settings = {"timeout_s": 1.5, "max_bytes": 1 << 20, "retries": 0, **settings}
+    rules = {"robots": "ignore", "requests_per_s": None}
+    settings = {"timeout_s": 1.5, "max_bytes": 1 << 20, "retries": 0, **rules, **settings}
     settings.setdefault("allow_networks", ("127.0.0.0/8",))
     made = Transport(DownloadSettings(**settings), Detour.parse(web.connect_to), lambda: False)
     yield made

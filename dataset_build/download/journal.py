@@ -1,0 +1,224 @@
+"""The tar in which a task stages what became of its addresses; it is its own journal.
+
+An address ends as `HASH.jpg`, its picture if it has one, and then `HASH.json`, its whole outcome.
+Both are with the kernel before the next address ends: a process that is killed leaves all but the
+addresses at work, and the next attempt at its task asks for those alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dataset_build import uid_range
+from pipeline import tar
+from pipeline.manifest import Damaged
+from pipeline.stage import Attempt
+
+log = logging.getLogger(__name__)
+
+Outcome = dict[str, Any]
+"""See `outcome.outcome`."""
+
+_NAME = re.compile(r"[0-9a-f]{16}\.(jpg|json)")
+
+
+class Journal:
+    """A tar that grows by one address at a time. Leave the `with` block before you verify it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failed = False
+        """Whether a write has failed; what came after it would not be found."""
+        self._stream = path.open("xb", buffering=0)
+        self._ended: dict[bytes, bytes] = {}
+
+    def end(self, address: bytes, outcome: Outcome, picture: bytes | None) -> None:
+        """Write what became of an address. Raises `OSError`, and from then on always does."""
+        assert address not in self._ended, address.hex()
+        record = _encode(address, outcome)
+        members = io.BytesIO()
+        if picture is not None:
+            tar.write_member(members, f"{address.hex()}.jpg", picture)
+        tar.write_member(members, f"{address.hex()}.json", record)
+        self._write(members.getvalue())
+        self._ended[address] = hashlib.sha256(record).digest()
+
+    def verified(self) -> dict[bytes, tuple[Outcome, int]]:
+        """Every address's outcome and the place of its picture's bytes, as the file tells them.
+
+        Raises `Damaged` unless it holds exactly what was written to it.
+        """
+        found: dict[bytes, tuple[Outcome, int]] = {}
+        with tar.opened(self.path) as handle:
+            for address, outcome, offset in read(handle):
+                if self._ended.get(address) != hashlib.sha256(_encode(address, outcome)).digest():
+                    raise Damaged(f"{self.path}: {address.hex()} is not what was written")
+                found[address] = outcome, offset
+        if len(found) != len(self._ended):
+            raise Damaged(f"{self.path}: {len(found)} addresses read, {len(self._ended)} written")
+        return found
+
+    def _write(self, data: bytes) -> None:
+        if self.failed:
+            raise OSError(f"{self.path}: an earlier write failed")
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._stream.write(view) :]
+        except BaseException:
+            self.failed = True
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        with self._stream:
+            if error is None:
+                end = io.BytesIO()
+                tar.finish(end)
+                self._write(end.getvalue())
+
+
+def read(handle: tar.Tar) -> Iterator[tuple[bytes, Outcome, int]]:
+    """The addresses that ended in a tar: outcome, and the place of the picture's bytes (or 0).
+
+    Raises `Damaged` at the first byte that is not as it was written, a missing end included.
+    """
+    picture: tuple[str, int, int, bytes] | None = None  # key, offset, size and digest
+    try:
+        for member in tar.members(handle, _NAME, canonical=True):
+            key, _, kind = member.name.partition(".")
+            data = bytes(handle.read(member.offset, member.size))
+            if kind == "jpg" and picture is None:
+                picture = key, member.offset, member.size, hashlib.sha256(data).digest()
+                continue
+            outcome = _decode(handle, member.name, data)
+            claimed = (outcome["staged_bytes"], outcome["staged_sha256"])
+            own = picture or (key, 0, 0, bytes(32))
+            if (key, *claimed) != (own[0], *own[2:]):
+                raise Damaged(f"{handle.name}: {member.name} does not belong to its picture")
+            yield bytes.fromhex(key), outcome, own[1]
+            picture = None
+    except tar.BrokenTar as broken:
+        raise Damaged(str(broken)) from None
+    if picture:
+        raise Damaged(f"{handle.name}: {picture[0]} has no outcome")
+
+
+class Unfinished:
+    """What attempts that never were published have left: outcomes of addresses, and pictures.
+
+    Attempts at tasks of another plan count too, if their settings make the same pictures. Others
+    may still write to these tars; they are only read, as far as they are whole.
+    """
+
+    def __init__(self, attempt: Attempt, marks: str, wanted: Collection[bytes]) -> None:
+        self._places: dict[bytes, _Place] = {}
+        self._handles = ExitStack()
+        if attempt.partial is None:
+            return
+        first, last = min(wanted), max(wanted)
+        try:
+            paths = sorted(attempt.partial.parent.glob(f"*/*.{marks}.*.tar"))
+        except FileNotFoundError:  # while we looked; see below
+            paths = []
+        for path in paths:
+            low, high = uid_range.of_file(path.name.partition(".")[0])
+            if low[:8] <= last and high[:8] >= first:
+                self._take(path, wanted, attempt.stop.check)
+
+    def _take(self, path: Path, wanted: Collection[bytes], check: Callable[[], None]) -> None:
+        try:
+            handle = self._handles.enter_context(tar.opened(path))
+        except FileNotFoundError:  # its task has just been published by another process
+            return
+        before = len(self._places)
+        try:
+            for address, outcome, offset in read(handle):
+                check()
+                if address in wanted:
+                    self._places.setdefault(address, _Place(handle, outcome, offset))
+            end = "to its end"
+        except Damaged as torn:
+            end = str(torn)
+        log.info("%d addresses are taken from %s, %s", len(self._places) - before, path.name, end)
+
+    @property
+    def outcomes(self) -> Mapping[bytes, Outcome]:
+        """What became of each address."""
+        return {address: place.outcome for address, place in self._places.items()}
+
+    def picture(self, address: bytes) -> bytes | None:
+        """The picture of an address, if it has one. Raises `Damaged` if it has changed since."""
+        place = self._places[address]
+        if place.outcome["status"] != "ok":
+            return None
+        data = bytes(place.handle.read(place.offset, place.outcome["staged_bytes"]))
+        if hashlib.sha256(data).digest() != place.outcome["staged_sha256"]:
+            raise Damaged(f"{place.handle.name}: the picture of {address.hex()} has changed")
+        return data
+
+    def __enter__(self) -> Unfinished:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handles.close()
+
+
+@dataclass(frozen=True)
+class _Place:
+    handle: tar.Tar
+    outcome: Outcome
+    offset: int
+
+
+def share(attempt: Attempt, path: Path, marks: str) -> None:
+    """Let later attempts find a tar that this one has just begun, under a second name."""
+    if attempt.partial is not None:
+        part, parts = attempt.task.params["part"], attempt.task.params["parts"]
+        name = f"staged-{part}-of-{parts}.{marks}.{attempt.folder.name}.tar"
+        try:
+            attempt.partial.mkdir(parents=True, exist_ok=True)
+            os.link(path, attempt.partial / name)
+        except FileNotFoundError:  # another process has just published the task: nothing to keep
+            log.info("the task is done elsewhere")
+
+
+def _encode(address: bytes, outcome: Outcome) -> bytes:
+    """An outcome with its address and the digest of both."""
+    plain = {k: v.hex() if isinstance(v, bytes) else v for k, v in sorted(outcome.items())}
+    plain["address"] = address.hex()
+    digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return json.dumps({"digest": digest, **plain}).encode()
+
+
+def _decode(handle: tar.Tar, name: str, data: bytes) -> Outcome:
+    try:
+        outcome: Outcome = json.loads(data)
+        for field in ("sha256", "staged_sha256"):
+            outcome[field] = bytes.fromhex(outcome[field])
+        del outcome["digest"]
+        address = bytes.fromhex(outcome.pop("address"))
+        whole = _encode(address, outcome) == data and name == f"{address.hex()}.json"
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise Damaged(f"{handle.name}: {name} is not an outcome as it was written")
+    return outcome
