@@ -43,6 +43,8 @@ def measure() -> Iterator[dict[str, Any]]:
             timeout_s=DEADLINE_S,
             allow_networks=("127.0.0.0/8",),
             polite_connections=CONNECTIONS,
+            requests_per_s=None,
+            robots="ignore",
         )
         detour = Detour(".example", "127.0.0.1", port)
         transport = Transport(settings, detour, lambda: False)

@@ -253,7 +253,7 @@ def _pictures(folder: Path) -> Rates:
             },
             "queries": {"wordnet": ["sample_web:wordnet/data.*"]},
             "extract": {"parquet": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
-            "download": {"polite_connections": 16, "allow_networks": ["127.0.0.0/8"]},
+            "download": _OUR_SERVER,
         }
         runs.append(_build(folder / str(pairs), config))
     kinds = ("download.", "screen.look", "pack.shard")
@@ -265,6 +265,11 @@ def _pictures(folder: Path) -> Rates:
 
 
 _WARC_FILES = "sample_web:archive/*.warc.gz"
+_OUR_SERVER: dict[str, Any] = {
+    "polite_connections": 16,
+    "requests_per_s": None,
+    "allow_networks": ["127.0.0.0/8"],
+}
 
 
 def _tables(folder: Path) -> Rates:
@@ -281,7 +286,7 @@ def _training(folder: Path) -> Rates:
         "sample_web": {"pairs": 2000, "dirt": 0, "articles": 120, "hours": 1},
         "queries": {"wordnet": ["sample_web:wordnet/data.*"]},
         "extract": {"parquet": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
-        "download": {"polite_connections": 16, "allow_networks": ["127.0.0.0/8"], "image_size": 72},
+        "download": {**_OUR_SERVER, "image_size": 72},
         "train": train,
     }
     run = _build(folder / "run", config)

@@ -34,7 +34,9 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
         data = png_essence(data)
     elif kind == "gif":
         data = gif_essence(data)
-    found: npt.NDArray[Any] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    found: npt.NDArray[Any] | None = cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
+    )
     if found is None:
         raise probe.NotPicture("undecodable", "the decoder refuses it")
     if found.dtype == np.uint16:  # the upper byte; img2dataset would cut off at 255

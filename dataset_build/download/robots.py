@@ -204,7 +204,7 @@ def _read(shelf: int, origin: str) -> Rules | None:
 def _add(shelf: int, origin: str, rules: Rules) -> None:
     kept = json.dumps([rules.text, rules.usage, rules.reason, rules.detail])
     os.lseek(shelf, 0, os.SEEK_END)
-    os.write(shelf, f"\n{origin}\t{time.time():.0f}\t{kept}\n".encode())
+    os.write(shelf, f"\n{origin}\t{int(time.time())}\t{kept}\n".encode())
 
 
 def own_rules(text: str, token: str) -> tuple[str, str]:

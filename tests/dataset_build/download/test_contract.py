@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
 import socket
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType
@@ -118,26 +116,6 @@ def test_the_transport_is_exchanged_and_nothing_else_is_asked(
     assert by_row[2][3]["status"] == "failed_to_resize"
     assert (tmp_path / "00000_stats.json").exists()
     assert not Path(source).exists()
-
-
-def test_the_writers_files_and_its_tar(staging: Any, tmp_path: Path) -> None:
-    assert parameters(staging.WebDatasetSampleWriter.__init__) == [
-        *("self", "shard_id", "output_folder", "save_caption"),
-        *("oom_shard_count", "schema", "encode_format"),
-    ]
-    schema = pa.schema([("row", pa.int64())])
-    writer = staging.WebDatasetSampleWriter(0, str(tmp_path), True, 5, schema, "jpg")
-    assert {"tar_fd", "tarwriter"} <= set(vars(writer))
-    writer.write(b"jpeg", "key", "text", {"row": 0})
-    writer.close()
-    with tarfile.open(tmp_path / "00000.tar") as tar:
-        names = {member.name for member in tar}
-        content = tar.extractfile("key.json")
-        assert content is not None
-        assert json.loads(content.read()) == {"row": 0}
-    assert names == {"key.jpg", "key.txt", "key.json"}
-    assert (tmp_path / "00000.parquet").exists()
-    assert "mtime" in parameters(staging.TarWriter.__init__)
 
 
 def test_the_resizers_arguments_and_answers(staging: Any) -> None:

@@ -146,11 +146,11 @@ def test_a_resolver_that_changes_its_mind_gains_nothing(
     answers = iter([[public] for public in ("8.8.8.8", "1.1.1.1")] + ANSWERS)
     judge, get = Connection._open_socket, Connection.get
 
-    def resolve(connection: Connection, url: str, end: float) -> Any:
+    def resolve(connection: Connection, url: str, *rest: Any) -> Any:
         if url.startswith(f"http://{name}:"):
             entry = f"{name}:{port}:{','.join(next(answers))}"
             connection.curl.setopt(pycurl.RESOLVE, [f"-{name}:{port}", entry])
-        return get(connection, url, end)
+        return get(connection, url, *rest)
 
     def watch(connection: Connection, purpose: int, address: Any) -> socket.socket | int:
         number = address[3][0]

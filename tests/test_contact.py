@@ -1,0 +1,38 @@
+"""Nobody else's servers are asked before they are told who asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import config, recipe
+
+ROOT = Path(__file__).parent.parent
+REAL = "configs/clip_400m.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "anonymous"),
+    [
+        (REAL, [], True),
+        (REAL, ["until=download"], True),
+        (REAL, ["until=balance"], False),
+        (REAL, ["download.contact=https://lab.example/crawl"], False),
+        ("configs/sample.yaml", ['download.contact=""'], False),
+    ],
+)
+def test_which_builds_would_be_anonymous(name: str, overrides: list[str], anonymous: bool) -> None:
+    loaded = config.load(recipe.Config, ROOT / name, overrides)
+    assert recipe.fetches_anonymously(loaded) == anonymous
+
+
+def test_such_a_build_ends_before_it_begins(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pipeline", "build", REAL, "--run", str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{REAL}: download.contact is not set" in done.stderr
+    assert not run.exists()
