@@ -41,7 +41,8 @@ class ScreenSettings(Settings):
     near_distance: int | None = Field(31, ge=0, le=31)
     """Bits of 256 up to which two perceptual hashes are of the same picture; null: pictures are the
     same if their files are. PDQ's authors advise 31: photos in another size or quality differ in
-    less, unlike ones in 90 and more."""
+    less, unlike ones in 90 and more. The hash is blind to colour: of a shirt in red and in blue on
+    the same hanger one is kept."""
     captions_per_picture: int = Field(10, ge=1)
     """Different captions that a kept pair takes over from those dropped for the same picture, its
     own included."""
