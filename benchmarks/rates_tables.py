@@ -98,7 +98,7 @@ def _screen(run: Run, uids: pa.Array) -> list[Observation]:
     arrays = [f"screen:{name}.npy" for name in ("hashes", "weak", "classes")]
     slots = [slot for task in near.slots_of_tasks(rows) for slot in task]
     more = ["screen:classes.npy", "screen:edges-00000.npy", f"screen:{looked}"]
-    phases = [
+    phases: list[tuple[str, list[str], dict[str, Any], int]] = [
         ("pictures", [f"screen:{looked}"], {"phase": "collect"}, rows),
         ("pictures and parts", arrays, {"phase": "near", "part": 0, "slots": slots}, 8 * rows),
         ("pairs", [*reads, *more], {"phase": "decide"}, rows),

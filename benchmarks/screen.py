@@ -146,13 +146,16 @@ def _jpeg(pixels: Any, quality: int) -> bytes:
     return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
 
 
+def _pixels(data: bytes) -> Any:
+    return cv2.imdecode(np.frombuffer(data, "u1"), cv2.IMREAD_COLOR)
+
+
 def _photos(folder: Path) -> list[Any]:
     found: list[Any] = []
     with tarfile.open(folder / "photos" / "photos-200.tar") as tar:
         for member in tar:
             if member.name.endswith(".jpg") and (content := tar.extractfile(member)):
-                data = np.frombuffer(content.read(), "u1")
-                found.append(cv2.imdecode(data, cv2.IMREAD_COLOR))
+                found.append(_pixels(content.read()))
     return found
 
 
@@ -175,7 +178,8 @@ def _found(photos: list[Any]) -> Iterator[dict[str, Any]]:
     alarms = set(index.within(others, 31)[0].tolist())
     yield {"name": "screen", "what": "other photos taken for one", "share": len(alarms) / half}
     for side, quality in ((4096, 85), (4096, 50), (400, 75), (200, 75), (128, 75), (96, 75)):
-        copies, weak = hashed([shown(photo, side, quality) for photo in photos[:half]])
+        files = [shown(photo, side, quality) for photo in photos[:half]]
+        copies, weak = hashed([shown(_pixels(data), 256, 95) for data in files])
         distance = perceptual.distances(ours, copies)
         yield {
             "name": "screen",

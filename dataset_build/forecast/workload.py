@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset_build import dedup, queries, screen
 from dataset_build.forecast.sizes import Asked, input_bytes, reckon
-from dataset_build.screen import ROWS_A_TASK, duplicates, near
+from dataset_build.screen import duplicates, near
 from pipeline.config import ConfigError, MissingInput
 from pipeline.plan import Batch, Ledger, Work, kept_bytes
 from pipeline.rates import Numbers
@@ -209,7 +209,7 @@ class Workload:
         read = 3 * kept_bytes(Batch("download.all", np.array([rows])), self.ledger)
         if screen.compares(self.run) or settings.scores:
             if settings.evaluation:
-                self.ledger.note("screen: hashing its evaluation sets is not reckoned in")
+                self.ledger.note("screen: what its evaluation sets take is not reckoned in")
             if settings.scores:
                 self.ledger.note("screen: its score functions are not reckoned in")
             files = self._download().phases[0][0].units.size
@@ -217,16 +217,10 @@ class Workload:
             read += pictures * self._picture_bytes()
         if screen.compares(self.run):
             phases.append((Batch("screen.collect", np.array([pictures])),))
-        compare: list[Batch] = []
         if settings.near_distance is not None:
             parts = near.slots_of_tasks(int(pictures))
             keys = np.array([len(part) / part[0][2] for part in parts]) * pictures
-            compare.append(Batch("screen.near", keys, memory_up_to=near.KEYS_AT_ONCE))
-        if settings.evaluation:
-            count = max(1, math.ceil(pictures / ROWS_A_TASK))
-            compare.append(Batch("screen.compare", np.full(count, pictures / count)))
-        if compare:
-            phases.append(tuple(compare))
+            phases.append((Batch("screen.near", keys, memory_up_to=near.KEYS_AT_ONCE),))
         passes = math.ceil(pictures / duplicates.ROWS_AT_ONCE)
         units = rows * (1 + (passes - 1) * self.ledger.figure("screen.pass_share"))
         if passes > 1:

@@ -24,6 +24,9 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
     the query selected from it]], the largest first]
 - `downloads`: total (pairs), outcomes {status: pairs}, http_status, shorter_side {pixels: pairs},
   addresses (several pairs may share one), staged_bytes, received_bytes
+- `screening`: pictures, kept, dropped {reason: pairs}, captions_merged, evaluation {set: {exact,
+  near}} (pairs, whatever they were dropped for), lists {reason: {address, file, picture, uid}},
+  scores {name: {dropped, values {score to one digit: pairs}}}
 - `dataset`: pairs, bytes, shards [name, samples, bytes, sha256], caption_bytes, shorter_side,
   queries_a_pair
 - `pictures`: uid, shard, caption, width, height, selected_by, query_ids (texts of the queries)
@@ -52,6 +55,7 @@ import pyarrow.parquet as pq
 
 from dataset_build.report import coverage, per_query, pictures, training
 from dataset_build.report.published import Absent, Build, Published
+from dataset_build.report.screening import screening
 from pipeline import files
 from pipeline.stage import Run, Stage
 
@@ -92,6 +96,7 @@ def gather(run: Run, stages: Sequence[Stage]) -> Gathered:
         "accounting": _accounting(overview),
         "queries": queries,
         "downloads": _section(absent, "downloads", lambda: _downloads(build)),
+        "screening": _section(absent, "screening", lambda: screening(build)),
         "dataset": None,
         "pictures": _described(build, sampled) if sampled else None,
         "training": _section(absent, "training", lambda: training.curves(build)),

@@ -23,7 +23,7 @@ from pipeline.pages import number
 SECTIONS = {
     name: name.capitalize()
     for name in (
-        *("stages", "funnel", "queries", "downloads", "dataset", "pictures"),
+        *("stages", "funnel", "queries", "downloads", "screening", "dataset", "pictures"),
         *("training", "evaluation"),
     )
 }
@@ -100,6 +100,13 @@ def _charts(report: Mapping[str, Any]) -> dict[str, Markup]:
         )
     if downloads := report["downloads"]:
         made["original_side"] = _sides(downloads["shorter_side"], "as fetched", _HALF)
+    for name, score in (report["screening"] or {}).get("scores", {}).items():
+        made[f"score:{name}"] = charts.columns(
+            score["values"],
+            title=f"Pictures by their score {name}",
+            x_label=name,
+            width=_HALF,
+        )
     if dataset := report["dataset"]:
         made["stored_side"] = _sides(dataset["shorter_side"], "as stored", _THIRD)
         made["captions"] = charts.columns(

@@ -41,7 +41,8 @@ class ScreenSettings(Settings):
     near_distance: int | None = Field(31, ge=0, le=31)
     """Bits of 256 up to which two perceptual hashes are of the same picture; null: pictures are the
     same if their files are. PDQ's authors advise 31: photos in another size or quality differ in
-    less, unlike ones in 90 and more."""
+    less, unlike ones in 90 and more. The hash is blind to colour: of a shirt in red and in blue on
+    the same hanger one is kept."""
     captions_per_picture: int = Field(10, ge=1)
     """Different captions that a kept pair takes over from those dropped for the same picture, its
     own included."""
@@ -81,7 +82,7 @@ REASONS: dict[str, str] = {
 """Why a pair is dropped: the first that holds, in this order."""
 
 _FILES_A_TASK = 10_000  # pictures of an evaluation set that are files of their own
-ROWS_A_TASK = 4_000_000  # pictures that a task compares with evaluation sets, about a minute
+_ROWS_A_TASK = 4_000_000  # pictures that a task compares with evaluation sets, about a minute
 _DISTANCES = ("evaluation_distance", "listed_distance")
 _ALL = tuple(ScreenSettings.model_fields)
 
@@ -172,8 +173,8 @@ def _plan_compare(run: Run) -> list[Task]:
         ignores = tuple(name for name in _ALL if name not in _DISTANCES)
         sets = run.find("screen:evaluation-*.parquet") if settings.evaluation else []
         reads = ("screen:hashes.npy", "screen:classes.npy", *sets)
-        for part, start in enumerate(range(0, rows, ROWS_A_TASK)):
-            bounds = (start, min(start + ROWS_A_TASK, rows))
+        for part, start in enumerate(range(0, rows, _ROWS_A_TASK)):
+            bounds = (start, min(start + _ROWS_A_TASK, rows))
             params = {"phase": "compare", "part": part, "rows": bounds, "sets": len(sets)}
             task = Task("screen", first + len(tasks), reads, params, ignores)
             tasks += lists.reading(run, [task], "perceptual")

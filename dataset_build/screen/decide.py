@@ -102,9 +102,8 @@ class _Decision:
             self.attempt.progress(number + 1, len(self.fetched), "files")
 
     def write(self) -> Stats:
-        uids = np.lib.format.open_memmap(
-            self.folder / "uids.npy", "w+", np.dtype("V16"), (self.rows,)
-        )
+        path = self.folder / "uids.npy"
+        uids = np.lib.format.open_memmap(path, "w+", np.dtype(">u8"), (self.rows, 2))
         judge = Judge(
             self.settings,
             Lists.of(self.attempt),
@@ -114,7 +113,7 @@ class _Decision:
             stats=self.stats,
         )
         for part in self._parts("sha256", "final_url"):
-            uids[part.rows] = np.frombuffer(b"".join(part.uid.to_pylist()), "V16")
+            uids[part.rows] = np.stack(halves(part.uid), axis=1)
             name = part.path.name.removeprefix("fetched-")
             judge.judge(name, part.table, part.rows, self.verdicts)
         leader = self._leaders()
@@ -173,6 +172,7 @@ class _Decision:
     def _write(self, leader: U32, uids: Any, moved: Moved, thresholds: Thresholds | None) -> Stats:
         """The verdicts, file by file, the cap applied to what is left."""
         kept_by_file = []
+        most = self.settings.captions_per_picture
         survives = self.verdicts.kept
         for part in self._parts("text"):
             selected_by = part.selected_by
@@ -185,22 +185,15 @@ class _Decision:
                 self.verdicts.drop(~chosen, "over_cap", part.rows)
             reasons = self.verdicts.names(part.rows)
             keep = reasons == ""
-            texts: list[str] = part.table["text"].to_pylist()
-            most = self.settings.captions_per_picture
-            captions = [
-                moved.merged(row, text, most) if kept else []
-                for row, text, kept in zip(
-                    range(part.rows.start, part.rows.stop), texts, keep.tolist(), strict=True
-                )
-            ]
-            groups = [uid.tobytes() for uid in uids[leader[part.rows]]]
+            captions = moved.merged(part.rows.start, part.table["text"], keep, most)
+            group = pa.py_buffer(uids[leader[part.rows]].tobytes())
             columns = [
                 part.uid,
                 pa.array(keep),
                 pa.array(reasons, pa.string()),
                 selected_by,
-                pa.array(captions, pa.list_(pa.string())),
-                pa.array(groups, records.UID),
+                captions,
+                pa.FixedSizeBinaryArray.from_buffers(records.UID, len(keep), [None, group]),
             ]
             name = part.path.name.replace("fetched-", "screened-")
             table = pa.table(columns, schema=records.SCREENED)
@@ -209,7 +202,7 @@ class _Decision:
             kept_by_file.append({"file": name, "kept": int(keep.sum())})
             self.stats.rows_in += len(table)
             self.stats.rows_out += int(keep.sum())
-            self.stats.counts["captions_merged"] += sum(max(0, len(own) - 1) for own in captions)
+            self.stats.counts["captions_merged"] += len(captions.values) - int(keep.sum())
             for reason, rows in zip(*np.unique(reasons[~keep], return_counts=True), strict=True):
                 self.stats.drop(str(reason), int(rows))
         text = json.dumps(kept_by_file, indent=1)

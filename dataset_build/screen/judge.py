@@ -44,7 +44,8 @@ class Judge:
         `table` has `uid, url, final_url, sha256`.
         """
         self._by_lists(table, rows, verdicts)
-        self._by_evaluation(table["sha256"].to_pylist(), rows, verdicts)
+        if self._files:
+            self._by_evaluation(table["sha256"].to_pylist(), rows, verdicts)
         if self._scores:
             self._by_scores(self._looked[name], rows, verdicts)
 

@@ -70,6 +70,11 @@ class FakeBuild:
     ) -> None:
         self.run = Run(folder, Config(balance=balance or BalanceSettings()))
         self.delta: tuple[int, int] | None = (17, 5)  # pairs that came and that went
+        self.screened: dict[str, dict[str, int]] = {
+            "evaluation:imagenet": {"exact": 5, "0+": 4, "8+": 3, "24+": 0},
+            "list:blocked": {"address": 2, "picture": 1},
+            "score:faces": {"0.2": 7, "0": 90, "0.03": 9},
+        }
         self.domain = "photos-{}.example"
         self.random = np.random.default_rng(7)
         self.queries = queries
@@ -222,7 +227,10 @@ class FakeBuild:
     def make_screen(self) -> None:
         lost = self.fetched - self.kept
         half = lost // 2
-        stats = _stats(self.kept, Counter(near_duplicate=half, evaluation_picture=lost - half))
+        stats = _stats(self.kept, Counter(near_duplicate=half, evaluation=lost - half))
+        stats.counts["captions_merged"] = 3
+        for histogram, bins in self.screened.items():
+            stats.histograms[histogram] = Counter(bins)
         downloaded = self.tally(self.selected[: self.fetched])
         self.publish("screen", lambda f: np.save(f / "downloaded.npy", downloaded), stats)
 

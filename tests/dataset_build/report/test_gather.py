@@ -53,6 +53,7 @@ def test_it_can_be_written_at_any_moment(fake_build: FakeBuild, last: str | None
     sections = {
         "queries": "queries",
         "downloads": "download",
+        "screening": "screen",
         "dataset": "pack",
         "pictures": "pack",
         "training": "train",
@@ -98,6 +99,18 @@ def test_downloads_are_counted_from_the_records_of_every_pair(fake_build: FakeBu
     assert sum(downloads["shorter_side"].values()) == fake_build.fetched
     assert downloads["http_status"]["200"] == fake_build.fetched
     assert downloads["received_bytes"] == 123_456_789
+
+
+def test_screening_is_told_by_set_list_and_score(fake_build: FakeBuild) -> None:
+    fake_build.through("screen")
+    screening = gather(fake_build.run, STAGES)[0]["screening"]
+    lost = fake_build.fetched - fake_build.kept
+    assert screening["kept"] == screening["pictures"] - lost == fake_build.kept
+    assert sum(screening["dropped"].values()) == lost
+    assert screening["evaluation"] == {"imagenet": {"exact": 5, "near": 7}}
+    assert screening["lists"] == {"blocked": {"address": 2, "picture": 1}}
+    values = screening["scores"]["faces"]["values"]
+    assert list(values.items()) == [("0", 90), ("0.03", 9), ("0.2", 7)]
 
 
 def test_the_dataset_is_described_shard_by_shard(fake_build: FakeBuild) -> None:

@@ -218,6 +218,17 @@ def test_a_step_keeps_its_colour_whatever_else_is_there(fake_build: FakeBuild) -
     assert [node.text() for node in tree.css("#queries .legend span")] == ["deduplicated"]
 
 
+def test_hits_of_sets_and_lists_are_on_the_page(fake_build: FakeBuild) -> None:
+    fake_build.through("screen")
+    tree = LexborHTMLParser(report.write(fake_build.run, STAGES).read_text())
+    for table, expected in (
+        ("evaluation-sets", ["imagenet", "5", "7"]),
+        ("lists", ["blocked", "2", "0", "1", "0"]),
+    ):
+        assert [cell.text() for cell in tree.css(f"#{table} td")] == expected
+    assert len(tree.css("#screening svg")) == 1
+
+
 def test_a_hostile_caption_is_text(hostile: FakeBuild) -> None:
     text = report.write(hostile.run, STAGES).read_text()
     tree = LexborHTMLParser(text)
