@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -201,3 +202,17 @@ def test_no_damage_is_overlooked(folder: Path, name: str) -> None:
         assert 0.3 * by["all"] < by["training"] < by["all"]
     elif name.endswith(".parquet"):
         assert by["training"] == by["all"]
+
+
+def test_training_notices_damage_to_all_that_it_reads(folder: Path) -> None:
+    """It passes over headers, padding and json, which `verify` reads."""
+    path, draw = folder / "shards/00001.tar", random.Random(2)
+    whole = path.read_bytes()
+    for sample in range(6):
+        row = row_of(folder, "00001.tar", sample)
+        for kind, noticed in (("image", True), ("text", True), ("json", False)):
+            damaged = bytearray(whole)
+            at = row[f"{kind}_offset"] + draw.randrange(row[f"{kind}_bytes"])
+            damaged[at] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            assert mutations.training_notices(folder) is noticed
