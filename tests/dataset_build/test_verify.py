@@ -188,6 +188,23 @@ def test_a_picture_that_does_not_decode_is_found_only_by_decoding(folder: Path) 
     assert f"sample {row['uid'].hex()}: its picture cannot be decoded" in found
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda shards: shards[1].update(name="../00001.tar"), "'../00001.tar' is no name of a"),
+        (lambda shards: shards[1].pop("name"), "is not what was written"),
+        (lambda shards: shards[1].update(samples=5), "17 samples"),
+    ],
+)
+def test_a_description_that_means_harm(
+    folder: Path, change: Callable[[list[dict[str, Any]]], Any], what: str
+) -> None:
+    shards = json.loads((folder / "dataset.json").read_text())["pairs_by_shard"]
+    change(shards)
+    (folder / "dataset.json").write_text(pack.description(folder / "index.parquet", shards))
+    assert any(what in fault for fault in said(folder))
+
+
 @pytest.mark.parametrize("name", ["shards/00001.tar", "index.parquet", "dataset.json"])
 def test_no_damage_is_overlooked(folder: Path, name: str) -> None:
     tally = mutations.sweep(folder, name, count=60, seed=1)
