@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _AT_ONCE = 256 << 20
 _SAID = 20
 """Faults of a shard that are said one by one."""
 _MAX_PIXELS = 100_000_000
+_SHARD = re.compile(r"[0-9]{5,}\.tar")
 _KINDS = (("image", "jpg"), ("text", "txt"), ("json", "json"))
 
 
@@ -125,12 +127,16 @@ def _description(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
         text = (folder / "dataset.json").read_text()
         values = json.loads(text)
         rest = {key: value for key, value in values.items() if key != "fingerprint"}
-        if values["fingerprint"] == digest(rest) and text == pack.written(values):
+        names = [shard["name"] for shard in values["pairs_by_shard"]]
+        if values["fingerprint"] != digest(rest) or text != pack.written(values):
+            what = "its fingerprint is not that of what it says"
+        elif strange := [name for name in names if not _SHARD.fullmatch(name)]:
+            what = f"{strange[0]!r} is no name of a shard"
+        else:
             return values, []
-        what = "its fingerprint is not that of what it says"
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         what = "is not what was written"
     return {}, [Fault("dataset.json", f"{what}; the shards are compared with nothing")]
 
@@ -170,8 +176,16 @@ def _batches(shards: Sequence[_Shard], workers: int) -> list[Sequence[_Shard]]:
 def _check(folder: Path, indexed: bool, decodes: bool, shards: Sequence[_Shard]) -> list[_Found]:
     if not indexed:
         return [_check_shard(folder, shard, None, decodes) for shard in shards]
-    with files.open_parquet(folder / "index.parquet") as index:
-        return [_check_shard(folder, s, _rows(index, s.first, s.samples), decodes) for s in shards]
+    found = []
+    try:
+        with files.open_parquet(folder / "index.parquet") as index:
+            for shard in shards:
+                rows = _rows(index, shard.first, shard.samples)
+                found.append(_check_shard(folder, shard, rows, decodes))
+    except (OSError, pa.ArrowException) as error:
+        what = f"cannot be read where it has {shards[len(found)].name} ({error})"
+        found.append(_Found([Fault("index.parquet", what)], None, 0))
+    return found
 
 
 def _rows(index: Any, first: int, count: int) -> list[dict[str, Any]]:
@@ -262,18 +276,21 @@ def _sample(source: Tar, row: Mapping[str, Any], decodes: bool) -> Iterator[str]
         yield "its picture is not the one that was packed"
     elif decodes and (what := _undecodable(data["image"], row["width"], row["height"])):
         yield what
-    if xxhash.xxh3_64_intdigest(data["text"]) != row["caption_hash"]:
+    text_is_whole = xxhash.xxh3_64_intdigest(data["text"]) == row["caption_hash"]
+    if not text_is_whole:
         yield "its text is not the one that was packed"
     if xxhash.xxh3_64_intdigest(data["json"]) != row["json_hash"]:
         yield "its json is not the one that was packed"
         return
     said = json.loads(bytes(data["json"]))
     for name in ("uid", "sha256", "sent_sha256", "duplicate_group"):
-        if said[name] != row[name].hex():
+        if said.get(name) != row[name].hex():
             yield f"its {name} is another in the json than in the index"
     for name in ("width", "height", "query_ids", "selected_by"):
-        if said[name] != row[name]:
+        if said.get(name) != row[name]:
             yield f"its {name} is another in the json than in the index"
+    if text_is_whole and said.get("text", "").encode() != data["text"]:
+        yield "its text is another in the json"
 
 
 def _undecodable(picture: memoryview, width: int, height: int) -> str:

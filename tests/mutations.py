@@ -138,7 +138,8 @@ def main(source: Path, count: int) -> int:
     for suffix, kind in kinds:
         times = tally[suffix, kind, "all"]
         missed += times - tally[suffix, kind, "verify"]
-        noticed = ", ".join(f"{who} {tally[suffix, kind, who]}" for who in WITNESSES)
+        asked = [who for who in WITNESSES if (suffix, kind, who) in tally]
+        noticed = ", ".join(f"{who} {tally[suffix, kind, who]}" for who in asked)
         print(f"{suffix:9}{kind:9}{times:6} times; noticed by {noticed}")
     total = sum(times for key, times in tally.items() if key[2] == "all")
     print(f"{total} mutations, {missed} not noticed by verify")

@@ -57,3 +57,18 @@ def test_parquet_files_are_opened_in_one_way() -> None:
         if "ParquetFile(" in path.read_text()
     ]
     assert opening == ["pipeline/files.py"]
+
+
+def test_tars_of_samples_are_read_in_one_way() -> None:
+    """By `pipeline.tar`: libraries read damaged ones in silence."""
+    strangers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("pipeline", *PACKAGES)
+        for path in (ROOT / package).rglob("*.py")
+        if imported(path) & {"tarfile", "webdataset"}
+    }
+    assert strangers <= {
+        "sample_web/labelled.py",  # an archive of pictures that the user has, compressed
+        "dataset_build/download/shard.py",
+        "dataset_build/download/staging.py",  # img2dataset's writer
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -187,6 +188,23 @@ def test_a_picture_that_does_not_decode_is_found_only_by_decoding(folder: Path) 
     assert f"sample {row['uid'].hex()}: its picture cannot be decoded" in found
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda shards: shards[1].update(name="../00001.tar"), "'../00001.tar' is no name of a"),
+        (lambda shards: shards[1].pop("name"), "is not what was written"),
+        (lambda shards: shards[1].update(samples=5), "17 samples"),
+    ],
+)
+def test_a_description_that_means_harm(
+    folder: Path, change: Callable[[list[dict[str, Any]]], Any], what: str
+) -> None:
+    shards = json.loads((folder / "dataset.json").read_text())["pairs_by_shard"]
+    change(shards)
+    (folder / "dataset.json").write_text(pack.description(folder / "index.parquet", shards))
+    assert any(what in fault for fault in said(folder))
+
+
 @pytest.mark.parametrize("name", ["shards/00001.tar", "index.parquet", "dataset.json"])
 def test_no_damage_is_overlooked(folder: Path, name: str) -> None:
     tally = mutations.sweep(folder, name, count=60, seed=1)
@@ -201,3 +219,17 @@ def test_no_damage_is_overlooked(folder: Path, name: str) -> None:
         assert 0.3 * by["all"] < by["training"] < by["all"]
     elif name.endswith(".parquet"):
         assert by["training"] == by["all"]
+
+
+def test_training_notices_damage_to_all_that_it_reads(folder: Path) -> None:
+    """It passes over headers, padding and json, which `verify` reads."""
+    path, draw = folder / "shards/00001.tar", random.Random(2)
+    whole = path.read_bytes()
+    for sample in range(6):
+        row = row_of(folder, "00001.tar", sample)
+        for kind, noticed in (("image", True), ("text", True), ("json", False)):
+            damaged = bytearray(whole)
+            at = row[f"{kind}_offset"] + draw.randrange(row[f"{kind}_bytes"])
+            damaged[at] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            assert mutations.training_notices(folder) is noticed
