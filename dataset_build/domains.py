@@ -34,14 +34,25 @@ def registered(host: str) -> str:
     return ".".join(host.split(".")[-2:]) if literal(host) is None else host
 
 
-def of_urls(urls: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Dictionary-encoded registered domains of addresses; "" of what names no host."""
+def is_public_suffix(host: str) -> bool:
+    """Whether anybody may register a domain directly below this one, as below `co.uk`."""
+    found = _suffixes()(host)
+    return bool(found.suffix) and not found.domain
+
+
+def hosts(urls: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+    """Dictionary-encoded hosts of addresses; "" of what names none."""
     found = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
     if isinstance(found, pa.ChunkedArray):
         found = found.combine_chunks()
-    hosts = found.fill_null("").dictionary_encode()
-    domains = [registered(host) for host in hosts.dictionary.to_pylist()]
-    return pa.DictionaryArray.from_arrays(hosts.indices, pa.array(domains, pa.string()))
+    return found.fill_null("").dictionary_encode()
+
+
+def of_urls(urls: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Dictionary-encoded registered domains of addresses; "" of what names no host."""
+    found = hosts(urls)
+    domains = [registered(host) for host in found.dictionary.to_pylist()]
+    return pa.DictionaryArray.from_arrays(found.indices, pa.array(domains, pa.string()))
 
 
 def hashed(domains: pa.DictionaryArray) -> U64:

@@ -16,6 +16,7 @@ from dataset_build.balance import BalanceSettings
 from dataset_build.dedup import DedupSettings
 from dataset_build.download import DownloadSettings
 from dataset_build.extract import ExtractSettings
+from dataset_build.lists import ListsSettings
 from dataset_build.match import MatchSettings
 from dataset_build.pack import PackSettings
 from dataset_build.queries import QueriesSettings
@@ -66,6 +67,8 @@ class Config(Settings):
     """All captions of one address."""
     balance: BalanceSettings = Field(default_factory=BalanceSettings)
     """The cap on pairs a query."""
+    lists: ListsSettings = Field(default_factory=ListsSettings)
+    """What must not be fetched or kept."""
     download: DownloadSettings = Field(default_factory=DownloadSettings)
     """How pictures are fetched and resized."""
     screen: ScreenSettings = Field(default_factory=ScreenSettings)

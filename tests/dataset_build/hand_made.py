@@ -14,6 +14,7 @@ from dataset_build.balance import BalanceSettings
 from dataset_build.dedup import DedupSettings
 from dataset_build.download import DownloadSettings
 from dataset_build.hashing import identify
+from dataset_build.lists import ListsSettings
 from dataset_build.match import MatchSettings
 from dataset_build.pack import PackSettings
 from dataset_build.screen import ScreenSettings
@@ -26,6 +27,7 @@ class Config(Settings):
     match: MatchSettings = MatchSettings(buckets=4)
     dedup: DedupSettings = DedupSettings(buckets_per_task=2)
     balance: BalanceSettings = BalanceSettings()
+    lists: ListsSettings = ListsSettings()
     download: DownloadSettings = DownloadSettings()
     screen: ScreenSettings = ScreenSettings()
     pack: PackSettings = PackSettings()
