@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from dataset_build import dedup, records, uid_range
+from pipeline import tar
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Damaged, Stats, digest
 from pipeline.stage import Attempt, Run, Stage, Task
 
-_BLOCK = tarfile.BLOCKSIZE
 _SELECTED = ("uid", "occurrences", "query_ids", "probability")
 _FETCHED = (
     "uid",
@@ -140,15 +139,15 @@ def work(attempt: Attempt) -> Stats:
     name = f"{params['shard']}.tar"
     (attempt.folder / "shards").mkdir()
     index = []
-    with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as tar:
+    with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as shard:
         for uid in uids:
             check()
             pair, picture = pairs[uid], pictures[uid]
             image = source.read(picture)
-            entry = _write_sample(tar, uid, image, pair, picture)
+            entry = _write_sample(shard, uid, image, pair, picture)
             index.append({**entry, "shard": name})
             attempt.progress(len(index), len(uids), "pairs")
-        tar.write(bytes(2 * _BLOCK))
+        tar.finish(shard)
     part = attempt.folder / f"index-{params['shard']}.parquet"
     pq.write_table(pa.Table.from_pylist(index, schema=records.INDEX), part, compression="zstd")
     stats = Stats(rows_in=len(uids), rows_out=len(uids))
@@ -192,18 +191,18 @@ class _Pictures:
 
 
 def _write_sample(
-    tar: Any, uid: bytes, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
+    shard: BinaryIO, uid: bytes, image: bytes, pair: dict[str, Any], picture: dict[str, Any]
 ) -> dict[str, Any]:
     """Append a sample's three members; its row of the index, but for the shard's name."""
     text = picture["text"].encode()
-    offset = tar.tell()
-    image_offset = _write_member(tar, f"{uid.hex()}.jpg", image)
-    text_offset = _write_member(tar, f"{uid.hex()}.txt", text)
-    _write_member(tar, f"{uid.hex()}.json", _provenance(pair, picture))
+    offset = shard.tell()
+    image_offset = tar.write_member(shard, f"{uid.hex()}.jpg", image)
+    text_offset = tar.write_member(shard, f"{uid.hex()}.txt", text)
+    tar.write_member(shard, f"{uid.hex()}.json", _provenance(pair, picture))
     return {
         "uid": uid,
         "offset": offset,
-        "length": tar.tell() - offset,
+        "length": shard.tell() - offset,
         "image_offset": image_offset,
         "image_bytes": len(image),
         "text_offset": text_offset,
@@ -215,17 +214,6 @@ def _write_sample(
         "selected_by": pair["selected_by"],
         "probability": pair["probability"],
     }
-
-
-def _write_member(tar: Any, name: str, data: bytes) -> int:
-    """Append one member with a canonical header; the offset of its bytes."""
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    tar.write(header.tobuf(tarfile.USTAR_FORMAT))
-    offset: int = tar.tell()
-    tar.write(data)
-    tar.write(bytes(-len(data) % _BLOCK))
-    return offset
 
 
 def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
@@ -240,18 +228,18 @@ def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
 def _gather(attempt: Attempt) -> Stats:
     """`index.parquet` out of its parts, and `dataset.json`."""
     paths = attempt.inputs()
-    parts, tars = paths[: len(paths) // 2], paths[len(paths) // 2 :]
+    parts, shards = paths[: len(paths) // 2], paths[len(paths) // 2 :]
     samples = {}
     with pq.ParquetWriter(
         attempt.folder / "index.parquet", records.INDEX, compression="zstd"
     ) as index:
-        for part, tar in zip(parts, tars, strict=True):
+        for part, shard in zip(parts, shards, strict=True):
             attempt.stop.check()
             table = pq.read_table(part)
-            samples[f"shards/{tar.name}"] = len(table)
+            samples[f"shards/{shard.name}"] = len(table)
             index.write_table(table)
             attempt.progress(len(samples), len(parts), "shards")
-    shards = [
+    entries = [
         {
             "name": output.name.removeprefix("shards/"),
             "bytes": output.bytes,
@@ -262,14 +250,14 @@ def _gather(attempt: Attempt) -> Stats:
         if output.name in samples
     ]
     description = {
-        "fingerprint": digest([[shard["name"], shard["sha256"]] for shard in shards]),
+        "fingerprint": digest([[shard["name"], shard["sha256"]] for shard in entries]),
         "samples": sum(samples.values()),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "pairs_by_shard": shards,
+        "bytes": sum(shard["bytes"] for shard in entries),
+        "pairs_by_shard": entries,
     }
     (attempt.folder / "dataset.json").write_text(json.dumps(description, indent=1))
     stats = Stats()  # the shards' own tasks have counted the rows
-    stats.counts["shards"] = len(shards)
+    stats.counts["shards"] = len(entries)
     return stats
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import socket
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import files, tar
 
 
 @dataclass
@@ -320,25 +319,9 @@ def _check_npy(path: Path) -> None:
 
 
 def tar_members(path: Path) -> int:
-    """Members of a tar, read strictly: regular files only, whole blocks, nothing after the end.
-
-    Readers of the field accept most damaged tars in silence; this one raises `Damaged`.
-    """
-    members = end = 0
-    size = path.stat().st_size
-    with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
-        for member in tar:
-            if not member.isreg():
-                raise Damaged(f"{member.name}: not a regular file")
-            end = member.offset_data + -(-member.size // 512) * 512
-            members += 1
-        if size % 512 or size < end + 1024:
-            raise Damaged(f"{size} bytes, at least {end + 1024} in whole blocks expected")
-        raw.seek(end)
-        while chunk := raw.read(1 << 20):
-            if chunk.strip(b"\0"):
-                raise Damaged("data after the last member")
-    return members
+    """Members of a tar, every byte of it accounted for; raises `BrokenTar`."""
+    with tar.opened(path) as whole:
+        return sum(1 for _ in tar.members(whole))
 
 
 def digest(value: object) -> str:

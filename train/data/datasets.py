@@ -34,6 +34,7 @@ from pipeline.local import die_with_parent
 from pipeline.manifest import digest
 from pipeline.stage import Attempt
 from pipeline.stop import shielded
+from pipeline.tar import BrokenTar
 from train.data import storage
 from train.data.index import (
     REMOVED,
@@ -45,7 +46,7 @@ from train.data.index import (
     parse_index,
     words_of,
 )
-from train.data.scan import PICTURES, SCANNED, BrokenTar, Scan, scan
+from train.data.scan import PICTURES, SCANNED, Scan, scan
 from train.data.storage import Shard
 from train.settings import DatasetSettings, DataSettings
 

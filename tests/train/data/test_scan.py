@@ -13,9 +13,10 @@ import pytest
 import xxhash
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from pipeline.tar import BrokenTar
 from tests.train.conftest import picture
 from tests.train.data.conftest import Tars
-from train.data.scan import BrokenTar, Scan, scan
+from train.data.scan import Scan, scan
 from train.data.storage import Shard
 
 JPEG = picture(0)[0]
