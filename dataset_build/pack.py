@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from dataset_build import dedup, records, uid_range
+from dataset_build import dedup, records, removed, uid_range
 from pipeline import tar
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Damaged, Stats, digest
@@ -25,6 +25,7 @@ from pipeline.stage import Attempt, Run, Stage, Task
 _SELECTED = ("uid", "occurrences", "query_ids", "probability")
 _FETCHED = (
     "uid",
+    "status",
     "url",
     "text",
     "page_url",
@@ -43,6 +44,10 @@ _FETCHED = (
     "bytes",
     "format",
 )
+
+
+_REMOVED = b"openwit.removed"
+"""Metadata of a shard's part of the index: the uids that it is without, one after the other."""
 
 
 class PackSettings(Settings):
@@ -139,18 +144,24 @@ def work(attempt: Attempt) -> Stats:
     name = f"{params['shard']}.tar"
     (attempt.folder / "shards").mkdir()
     index = []
+    gone = [uid for uid in uids if pictures[uid]["status"] == removed.STATUS]
     with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as shard:
         for uid in uids:
             check()
             pair, picture = pairs[uid], pictures[uid]
+            if picture["status"] == removed.STATUS:  # its rank stays, so no other shard moves
+                continue
             image = source.read(picture)
             entry = _write_sample(shard, uid, image, pair, picture)
             index.append({**entry, "shard": name})
             attempt.progress(len(index), len(uids), "pairs")
         tar.finish(shard)
     part = attempt.folder / f"index-{params['shard']}.parquet"
-    pq.write_table(pa.Table.from_pylist(index, schema=records.INDEX), part, compression="zstd")
-    stats = Stats(rows_in=len(uids), rows_out=len(uids))
+    schema = records.INDEX.with_metadata({_REMOVED: b"".join(gone)})
+    pq.write_table(pa.Table.from_pylist(index, schema=schema), part, compression="zstd")
+    stats = Stats(rows_in=len(uids), rows_out=len(index))
+    if gone:
+        stats.drop(removed.STATUS, len(gone))
     stats.counts["picture_bytes"] = sum(entry["image_bytes"] for entry in index)
     return stats
 
@@ -220,7 +231,7 @@ def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
     values = {**pair, **picture, "uid": pair["uid"].hex()}
     for name in ("sha256", "staged_sha256"):
         values[name] = picture[name].hex()
-    for name in ("staged", "staged_offset", "staged_bytes"):
+    for name in ("status", "staged", "staged_offset", "staged_bytes"):
         del values[name]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
@@ -230,14 +241,16 @@ def _gather(attempt: Attempt) -> Stats:
     paths = attempt.inputs()
     parts, shards = paths[: len(paths) // 2], paths[len(paths) // 2 :]
     samples = {}
+    gone = b""
     with pq.ParquetWriter(
         attempt.folder / "index.parquet", records.INDEX, compression="zstd"
     ) as index:
         for part, shard in zip(parts, shards, strict=True):
             attempt.stop.check()
             table = pq.read_table(part)
+            gone += table.schema.metadata[_REMOVED]
             samples[f"shards/{shard.name}"] = len(table)
-            index.write_table(table)
+            index.write_table(table.replace_schema_metadata())
             attempt.progress(len(samples), len(parts), "shards")
     entries = [
         {
@@ -253,6 +266,7 @@ def _gather(attempt: Attempt) -> Stats:
         "fingerprint": digest([[shard["name"], shard["sha256"]] for shard in entries]),
         "samples": sum(samples.values()),
         "bytes": sum(shard["bytes"] for shard in entries),
+        "removed": {"samples": len(gone) // 16, "sha256": hashlib.sha256(gone).hexdigest()},
         "pairs_by_shard": entries,
     }
     (attempt.folder / "dataset.json").write_text(json.dumps(description, indent=1))

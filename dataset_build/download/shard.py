@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from dataset_build import dedup, records, uid_range
+from dataset_build import dedup, records, removed, uid_range
 from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
 from dataset_build.download.transport import Transport
+from dataset_build.removed import Tombstones
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
@@ -59,16 +60,28 @@ def fetch_shard(attempt: Attempt) -> Stats:
     marks = metadata(settings, STAGE.version)
     earlier = Earlier(attempt, first, last, marks)
     pairs = _pairs(attempt, earlier, first, last)
+    tombstones = Tombstones(attempt.run.folder)
     addresses: dict[bytes, dict[str, Any]] = {}
+    gone = set()
     for pair in pairs:
-        if pair["uid"][:8] not in earlier.by_address:
-            addresses.setdefault(pair["uid"][:8], pair)
+        address = pair["uid"][:8]
+        if tombstones.cover(
+            pair, earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
+        ):
+            gone.add(pair["uid"])
+        elif address not in earlier.by_address:
+            addresses.setdefault(address, pair)
     stats = Stats(rows_in=len(pairs))
     outcomes = _fetch_all(attempt, settings, addresses, stats)
 
     fetched = []
     for pair in pairs:
         address = pair["uid"][:8]
+        if pair["uid"] in gone:
+            known = earlier.by_uid.get(pair["uid"], _NO_OUTCOME)
+            fetched.append(removed.redacted({**known, **pair}, records.FETCHED.names))
+            stats.drop(removed.STATUS)
+            continue
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
         stats.counts["pairs_known"] += known is not None
         outcome = known or outcomes[address]
@@ -182,13 +195,14 @@ def _stage(
 
     setting = os.environ.get("OPENWIT_CONNECT_TO", "")
     stopping = attempt.stop.__bool__
+    tombstones = Tombstones(attempt.run.folder)
     transport = Transport(settings, Detour.parse(setting) if setting else None, stopping)
 
     def fetch(address: tuple[int, str]) -> tuple[int, io.BytesIO | None, str | None]:
         row, url = address
         if stopping():
             return row, None, "stopped"
-        fetched[row], body = _fetch(transport, settings, url)
+        fetched[row], body = _fetch(transport, settings, tombstones, url)
         if fetched[row].reason != "ok":
             return row, None, fetched[row].reason
         return row, io.BytesIO(body), None
@@ -230,7 +244,9 @@ def _stage(
     return ledger
 
 
-def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[Fetched, bytes]:
+def _fetch(
+    transport: Transport, settings: DownloadSettings, tombstones: Tombstones, url: str
+) -> tuple[Fetched, bytes]:
     """One address, and the checks that come before a decoder sees it. Never raises."""
     try:
         answer = transport.fetch(url)
@@ -241,6 +257,9 @@ def _fetch(transport: Transport, settings: DownloadSettings, url: str) -> tuple[
     sha256 = bytes(32)
     if reason == "ok":
         sha256 = hashlib.sha256(answer.body).digest()
+        if tombstones.cover_file(sha256, answer.url):
+            return Fetched(removed.STATUS, "", answer.status, "", answer.received, answer.requests,
+                           sha256, time=int(time.time())), b""  # fmt: skip
         try:
             found = probe.probe(answer.body)
             kind = found.kind
