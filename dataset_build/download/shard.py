@@ -78,8 +78,8 @@ def fetch_shard(attempt: Attempt) -> Stats:
     for pair in pairs:
         address = pair["uid"][:8]
         if pair["uid"] in gone:
-            known = earlier.by_uid.get(pair["uid"], _NO_OUTCOME)
-            fetched.append(removed.redacted({**known, **pair}, records.FETCHED.names))
+            row = {**_NO_OUTCOME, **earlier.by_uid.get(pair["uid"], {}), **pair}
+            fetched.append(removed.redacted(row, records.FETCHED.names))
             stats.drop(removed.STATUS)
             continue
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)

@@ -66,7 +66,8 @@ class Removed:
         """Whether a sample is listed, by the halves of its identifier, [2]."""
         if not len(self._uids):
             return False
-        first, last = (np.searchsorted(self._uids[:, 0], uid[0], side) for side in _SIDES)
+        high = self._uids[:, 0]
+        first, last = np.searchsorted(high, uid[0], "left"), np.searchsorted(high, uid[0], "right")
         return bool((self._uids[first:last, 1] == uid[1]).any())
 
     def _found(self) -> list[str]:
@@ -87,9 +88,6 @@ class Removed:
         self._seen[address] = stamp
         if new := len(self) - known:
             log.info("%s: %d more samples are removed; others stand in for them", address, new)
-
-
-_SIDES = ("left", "right")
 
 
 def parse(address: str, data: bytes) -> NDArray[np.uint64]:
