@@ -87,8 +87,10 @@ def fetch_shard(attempt: Attempt) -> Stats:
         outcome = known or outcomes[address]
         if pair["url"] != (known or addresses[address])["url"]:  # 1 pair in 10⁹, among 10¹⁰
             outcome = {**_NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
-        record = {name: pair[name] for name in (*records.TEXTS.names, "texts")}
-        fetched.append({**outcome, **record})
+        row = {**outcome, **{name: pair[name] for name in (*records.TEXTS.names, "texts")}}
+        if row["status"] == removed.STATUS:  # as its file showed
+            row = removed.redacted(row, records.FETCHED.names)
+        fetched.append(row)
         if outcome["status"] == "ok":
             stats.rows_out += 1
         else:
