@@ -158,7 +158,7 @@ def summary(run_folder: Path) -> list[str]:
 
 def remains(run: Run) -> list[str]:
     """What still tells of removed pairs, in lines for people."""
-    early = ("extract", "match", "dedup", "balance")
+    early = ("extract", "match", "dedup")
     held = [name for name in early if run.manifests(name)]
     if not held:
         return []
