@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dataset_build import pack, records, screen, uid_range
+from dataset_build import dedup, pack, records, screen, uid_range
 from dataset_build.hashing import identify
 from dataset_build.screen import ScreenSettings
 from pipeline import runner, tar
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
-from tests.dataset_build.hand_made import Config, write_groups
+from tests.dataset_build.hand_made import Config
 from tests.dataset_build.inline import InlineExecutor
 
 
+@cache
 def picture(number: int) -> bytes:
     """A small JPEG that no other number has: what makes it so comes after its end."""
     stream = io.BytesIO()
@@ -51,13 +53,18 @@ class Web:
     def uid(self, number: int) -> bytes:
         return identify([self.url(number)], [self.text(number)])[0]
 
+    @cached_property
+    def uids(self) -> dict[bytes, int]:
+        """The numbers of all uids."""
+        return {self.uid(number): number for number in range(self.size)}
+
     def sent(self, number: int) -> bytes:
         return hashlib.sha256(b"sent" + picture(self.file(number))).digest()
 
     def write(self, run: Run, folder: Path, part: int) -> None:
         """What a download of one range of uids leaves."""
         first, last = uid_range.bounds(part, self.parts)
-        uids = {self.uid(number): number for number in range(self.size)}
+        uids = self.uids
         rows = []
         name = f"staged-{part:05d}-{part:016x}.tar"
         with (folder / name).open("wb") as stream:
@@ -106,12 +113,16 @@ class Web:
         """Balance and download by hand, screen and pack as they are."""
 
         def balance(attempt: Attempt) -> Stats:
-            rows = [
-                {"uid": self.uid(n), "snapshot": "A", "query_ids": [0], "selected_by": [0],
-                 "occurrences": 1, "probability": 1.0}
-                for n in range(self.size)
-            ]  # fmt: skip
-            write_groups(attempt.run, attempt.folder, "selected", rows, records.SELECTED)
+            uids, buckets = sorted(self.uids), attempt.run.settings("match").buckets
+            same = {"snapshot": "A", "query_ids": [0], "selected_by": [0], "occurrences": 1}
+            for number, group in enumerate(dedup.groups(attempt.run)):
+                own = [
+                    u for u in uids if int.from_bytes(u, "big") * buckets >> 128 in range(*group)
+                ]
+                rows = [{"uid": uid, **same, "probability": 1.0} for uid in own]
+                table = pa.Table.from_pylist(rows, schema=records.SELECTED)
+                path = attempt.folder / f"selected-{number:05d}.parquet"
+                pq.write_table(table, path, row_group_size=1 << 14)
             np.save(attempt.folder / "counts.npy", np.full(1, self.size, np.uint64))
             return Stats()
 
