@@ -13,9 +13,11 @@ SET     ?=
 NAME    ?=
 FORMAT  ?= open_clip
 TO      ?=
+LIST    ?=
+REASON  ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO PYTHON
+KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -29,7 +31,7 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify config plan slurm-check test \
+.PHONY: help setup demo build-dataset train evaluate export report status verify purge config plan slurm-check test \
         test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
@@ -43,6 +45,7 @@ help: ## list the targets and variables
 	@echo '  ON=slurm WAIT=1         as jobs of a cluster; WAIT=1 stays until all is done'
 	@echo '  NUMBERS="--from runs/x" what `make plan` reckons with'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
+	@echo '  LIST=x REASON="..."     what `make purge` removes, and why'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
 setup: $(STAMP) ## make .venv with everything that the project needs
@@ -82,6 +85,10 @@ status: setup ## what of RUN is done, running or failed, and where its logs are
 
 verify: setup ## read every published file of RUN again and compare checksums
 	@$(PIPELINE) verify $(RUN)
+
+purge: setup ## remove what LIST names from RUN: addresses, domains, hashes, uids
+	@$(PIPELINE) purge $(RUN) $(LIST) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) \
+	  $(if $(REASON),--reason '$(REASON)')
 
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)

@@ -224,6 +224,11 @@ def _either(one: Codes, other: Codes) -> Codes:
     return np.where(both > 0, both, np.maximum(one, other))
 
 
+def key(kind: Kind, entry: str) -> int:
+    """What an entry is known by, but for perceptual ones. Raises `ValueError` if it is none."""
+    return _READ[kind](entry)[0]
+
+
 def _kept(cache: Path, kind: Kind, path: Path, sha256: str) -> npt.NDArray[np.uint64]:
     """The keys of a list, from RUN/lists/ if some task of the run has read it before."""
     name = cache / f"{kind}-{_KEYS}-{sha256}.npy"

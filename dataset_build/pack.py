@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
-from dataset_build import dedup, records, uid_range
+from dataset_build import dedup, records, removed, uid_range
 from pipeline import files, tar
 from pipeline.config import Settings, UserError
 from pipeline.manifest import Damaged, Stats, digest
@@ -30,6 +30,7 @@ _SCREENED = ("uid", "selected_by", "captions", "duplicate_group")
 _SELECTED = ("uid", "occurrences", "query_ids", "probability")
 _FETCHED = (
     "uid",
+    "status",
     "url",
     "text",
     "page_url",
@@ -48,6 +49,10 @@ _FETCHED = (
     "bytes",
     "format",
 )
+
+
+_REMOVED = b"openwit.removed"
+"""Metadata of a shard's part of the index: the uids that it is without, one after the other."""
 
 
 class PackSettings(Settings):
@@ -144,18 +149,24 @@ def work(attempt: Attempt) -> Stats:
     name = f"{params['shard']}.tar"
     (attempt.folder / "shards").mkdir()
     index = []
+    gone = [uid for uid in uids if pictures[uid]["status"] == removed.STATUS]
     with _Pictures(staged) as source, (attempt.folder / "shards" / name).open("wb") as shard:
         for row in kept.to_pylist():
             check()
             pair, picture = pairs[row["uid"]] | row, pictures[row["uid"]]
+            if picture["status"] == removed.STATUS:  # its rank stays, so no other shard moves
+                continue
             pair["queries"] = [texts[query] for query in pair["query_ids"]]
             entry = _write_sample(shard, source.read(picture), pair, picture)
             index.append({**entry, "shard": name})
             attempt.progress(len(index), len(uids), "pairs")
         tar.finish(shard)
     part = attempt.folder / f"index-{params['shard']}.parquet"
-    pq.write_table(pa.Table.from_pylist(index, schema=records.INDEX), part, compression="zstd")
-    stats = Stats(rows_in=len(uids), rows_out=len(uids))
+    schema = records.INDEX.with_metadata({_REMOVED: b"".join(gone)})
+    pq.write_table(pa.Table.from_pylist(index, schema=schema), part, compression="zstd")
+    stats = Stats(rows_in=len(uids), rows_out=len(index))
+    if gone:
+        stats.drop(removed.STATUS, len(gone))
     stats.counts["picture_bytes"] = sum(entry["image_bytes"] for entry in index)
     return stats
 
@@ -260,12 +271,14 @@ def _gather(attempt: Attempt) -> Stats:
     parts, shards = paths[: len(paths) // 2], paths[len(paths) // 2 :]
     index = attempt.folder / "index.parquet"
     samples = {}
+    gone = b""
     with pq.ParquetWriter(index, records.INDEX, compression="zstd") as writer:
         for part, shard in zip(parts, shards, strict=True):
             attempt.stop.check()
             table = pq.read_table(part)
+            gone += table.schema.metadata[_REMOVED]
             samples[f"shards/{shard.name}"] = len(table)
-            writer.write_table(table)
+            writer.write_table(table.replace_schema_metadata())
             attempt.progress(len(samples), len(parts), "shards")
     entries = [
         {
@@ -277,20 +290,22 @@ def _gather(attempt: Attempt) -> Stats:
         for output in _outputs(attempt.run)
         if output.name in samples
     ]
-    (attempt.folder / "dataset.json").write_text(description(index, entries))
+    (attempt.folder / "dataset.json").write_text(description(index, entries, gone))
     stats = Stats()  # the shards' own tasks have counted the rows
     stats.counts["shards"] = len(entries)
     return stats
 
 
-def description(index: Path, shards: Sequence[Mapping[str, Any]]) -> str:
+def description(index: Path, shards: Sequence[Mapping[str, Any]], gone: bytes) -> str:
     """The text of `dataset.json`: the checksums of all files, and a fingerprint over them.
 
-    `shards`: name, bytes, sha256 and samples of each, in the order of the index.
+    `shards`: name, bytes, sha256 and samples of each, in the order of the index. `gone`: uids that
+    were removed, one after the other.
     """
     values = {
         "samples": sum(shard["samples"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
+        "removed": {"samples": len(gone) // 16, "sha256": hashlib.sha256(gone).hexdigest()},
         "index": {"bytes": index.stat().st_size, "sha256": files.sha256(index)},
         "pairs_by_shard": list(shards),
     }

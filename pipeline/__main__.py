@@ -1,4 +1,4 @@
-"""The command line: build | train | evaluate | report | status | logs | cancel | verify | …"""
+"""The command line: build | train | evaluate | report | status | verify | purge | …"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import log
-from pipeline.commands import advance, look, plan, verify
+from pipeline.commands import advance, look, plan, purge, verify
 from pipeline.config import UserError
 from pipeline.stage import HandedOver
 from pipeline.stop import EXIT_STOPPED, Stopped
@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.key=value", help="change one setting"
     )
     plan.add(commands)
+    purge.add(commands)
     text = "write the trained model as open_clip or transformers read it"
     command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     command.set_defaults(call=look.export)

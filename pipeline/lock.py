@@ -36,11 +36,17 @@ class RunLock:
 
     Raises `RunInUse` once the present holder has shown that it lives, which takes its `beat_s` at
     most and `stale_s` if it does not. `job` names the processes that train together, one of which
-    holds the lock for all.
+    holds the lock for all; `doing` is what others are told of the holder.
     """
 
     def __init__(
-        self, path: Path, *, beat_s: float = 5.0, stale_s: float = 60.0, job: str = ""
+        self,
+        path: Path,
+        *,
+        beat_s: float = 5.0,
+        stale_s: float = 60.0,
+        job: str = "",
+        doing: str = "is training",
     ) -> None:
         self._path = path
         self._beat_s = beat_s
@@ -52,6 +58,7 @@ class RunLock:
             "machine": _machine(),
             "started": _started(os.getpid()),
             "job": job,
+            "doing": doing,
             "since": time.time(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +179,8 @@ class _Sight:
             return found
         if found["beat"] != self.holder["beat"] or (silent and self.is_near):
             raise RunInUse(  # if it is silent, it lives but does not run
-                f"{self._path}: {_name(found)} is training in this run folder; wait for it, stop"
+                f"{self._path}: {_name(found)} {found.get('doing', 'is training')} in this run"
+                " folder; wait for it, stop"
                 " it, or choose another folder with RUN=... (--run)"
             )
         return found if silent else None

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,40 @@ def withdraw(stage_folder: Path, fingerprint: str) -> None:
 def discard(stage_folder: Path, manifest: Manifest) -> None:
     """Remove a manifest whose outputs turned out damaged: its task runs again."""
     manifest_path(stage_folder, manifest.fingerprint).unlink(missing_ok=True)
+
+
+def revise(stage_folder: Path, manifest: Manifest, folder: Path) -> Manifest:
+    """Put `folder`, a child of `stage_folder/store`, in the place of a done task's outputs.
+
+    It has files of the same names; one that is the old file under a second name is not read again.
+    The task stays done, whoever reads its outputs sees others. One rename decides; then the old
+    ones are removed.
+    """
+    store = stage_folder / "store" / manifest.store
+    known = {output.name: output for output in manifest.outputs}
+    outputs = []
+    for path in files.walk(folder):
+        name = path.relative_to(folder).as_posix()
+        same = path.samefile(store / name)
+        outputs.append(known[name] if same else _check_output(path, folder))
+    assert [o.name for o in outputs] == sorted(known), f"{folder}: not the outputs of {store}"
+    for path in (folder, folder.parent):
+        files.fsync(path)
+    revised = replace(manifest, store=folder.name, outputs=tuple(outputs))
+    path = manifest_path(stage_folder, manifest.fingerprint)
+    files.write_atomic(path, revised.to_json())
+    for output in outputs:
+        shown = stage_folder / "out" / output.name
+        if shown.exists() and shown.samefile(store / output.name):
+            files.link_in_place(folder / output.name, shown)
+    shutil.rmtree(store)
+    return revised
+
+
+def take_over(stage_folder: Path, manifest: Manifest, fingerprint: str) -> None:
+    """Let what a task gave stand for another task too, which would give the same."""
+    taken = replace(manifest, fingerprint=fingerprint)
+    files.publish_once(manifest_path(stage_folder, fingerprint), taken.to_json())
 
 
 def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:

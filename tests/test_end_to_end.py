@@ -240,3 +240,24 @@ def test_mistakes_are_answered_with_what_to_do(
     assert done.returncode in (2, 3)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_purged_leaves_the_shards_and_the_rest_as_it_was(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    subprocess.run(["cp", "-a", run, copy], check=True)
+    index = pq.read_table(run / "pack/out/index.parquet")
+    uids = [uid.hex() for uid in index["uid"].to_pylist()]
+    (tmp_path / "list.txt").write_text(f"{uids[5]}\n{index['sha256'][50].as_py().hex()}\n")
+    command = [sys.executable, "-m", "pipeline"]
+    for words in (["purge", copy, tmp_path / "list.txt"], ["verify", copy]):
+        done = subprocess.run(
+            [*command, *map(str, words)], capture_output=True, text=True, cwd=kill_nine.ROOT
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    left = pq.read_table(copy / "pack/out/index.parquet")["uid"].to_pylist()
+    assert [uid.hex() for uid in left] == [u for u in uids if u not in (uids[5], uids[50])]
+    status = subprocess.run(
+        [*command, "status", str(copy)], capture_output=True, text=True, cwd=kill_nine.ROOT
+    )
+    assert "removed: 2 pairs by 1 request" in status.stdout
+    assert "nothing to run" in pipeline("build", copy)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("dataset_build", "train", "slurm", "sample_web")
 LOOK_UPWARD = {
     "pipeline/recipe.py",
-    *(f"pipeline/commands/{name}.py" for name in ("advance", "look", "plan", "verify")),
+    *(f"pipeline/commands/{name}.py" for name in ("advance", "look", "plan", "purge", "verify")),
 }
 
 

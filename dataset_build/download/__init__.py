@@ -164,6 +164,7 @@ REASONS: dict[str, str] = {
     "too_small": "a side below min_side",
     "too_long": "sides beyond max_aspect_ratio",
     "undecodable": "the decoder refuses it",
+    "removed": "somebody has asked for it to be removed, see RUN/removed",
     "fetch_failed": "anything else",
 }
 """Why a pair has no picture: the `status` of `fetched-*.parquet` and the report's drop reasons."""

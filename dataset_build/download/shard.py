@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from dataset_build import records, uid_range
+from dataset_build import records, removed, uid_range
 from dataset_build.download import LISTED, STAGE, DownloadSettings, expected, guard, pairs, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import MARK, Earlier, metadata
@@ -27,6 +27,7 @@ from dataset_build.download.journal import Journal, Unfinished, share
 from dataset_build.download.outcome import NO_OUTCOME, Fetched, count, outcome
 from dataset_build.download.transport import Transport
 from dataset_build.lists import Lists
+from dataset_build.removed import Tombstones
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
@@ -42,29 +43,39 @@ def fetch_shard(attempt: Attempt) -> Stats:
     known_bytes = [attempt.run.identity(name) for name in expected(attempt.run)]
     marks = metadata(settings, STAGE.version, known_bytes)
     earlier = Earlier(attempt, first, last, marks)
-    lists = Lists.of(attempt)
+    lists, tombstones = Lists.of(attempt), Tombstones(attempt.run.folder)
     selected = pairs.selected(attempt, earlier, first, last)
+    gone = set()
     for pair in selected:
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(pair["uid"][:8])
-        if known and not _is_as_listed(known, lists):
+        if tombstones.cover(pair, known):
+            gone.add(pair["uid"])
+        elif known and not _is_as_listed(known, lists):
             earlier.forget(pair["uid"])
     addresses: dict[bytes, Address] = {}
     for pair in selected:
-        if pair["uid"][:8] not in earlier.by_address:
+        if pair["uid"] not in gone and pair["uid"][:8] not in earlier.by_address:
             addresses.setdefault(pair["uid"][:8], pair)
     stats = Stats(rows_in=len(selected))
-    outcomes = _fetch_all(attempt, addresses, marks, lists, stats)
+    outcomes = _fetch_all(attempt, addresses, marks, lists, tombstones, stats)
 
     fetched = []
     for pair in selected:
         address = pair["uid"][:8]
+        if pair["uid"] in gone:
+            row = {**NO_OUTCOME, **earlier.by_uid.get(pair["uid"], {}), **pair}
+            fetched.append(removed.redacted(row, records.FETCHED.names))
+            stats.drop(removed.STATUS)
+            continue
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
         stats.counts["pairs_known"] += known is not None
         row = known or outcomes[address]
         if pair["url"] != row["url"]:  # 1 pair in 10⁹, among 10¹⁰
             row = {**NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
-        record = {name: pair[name] for name in (*records.TEXTS.names, "texts")}
-        fetched.append({**row, **record})
+        row = {**row, **{name: pair[name] for name in (*records.TEXTS.names, "texts")}}
+        if row["status"] == removed.STATUS:  # as its file showed
+            row = removed.redacted(row, records.FETCHED.names)
+        fetched.append(row)
         if row["status"] == "ok":
             stats.rows_out += 1
         else:
@@ -97,6 +108,7 @@ def _fetch_all(
     addresses: dict[bytes, Address],
     marks: dict[bytes, bytes],
     lists: Lists,
+    tombstones: Tombstones,
     stats: Stats,
 ) -> dict[bytes, dict[str, Any]]:
     """Fetch addresses into one tar; what became of each."""
@@ -108,11 +120,16 @@ def _fetch_all(
     mark = marks[MARK].decode()[:16]
     with Unfinished(attempt, mark, addresses) as unfinished, Journal(path) as journal:
         share(attempt, path, mark)
-        ended = {a: o for a, o in unfinished.outcomes.items() if _is_as_listed(o, lists)}
+        ended = {
+            address: known
+            for address, known in unfinished.outcomes.items()
+            if _is_as_listed(known, lists)
+            and not tombstones.cover_file(known["sha256"], known["final_url"])
+        }
         left = {a: pair for a, pair in addresses.items() if a not in ended}
         stats.counts["addresses_resumed"] = len(addresses) - len(left)
         if left:
-            _stage(attempt, left, journal, lists, len(addresses))
+            _stage(attempt, left, journal, lists, tombstones, len(addresses))
         attempt.stop.check()
         for address, known in ended.items():
             journal.end(address, known, unfinished.picture(address))
@@ -127,7 +144,12 @@ def _fetch_all(
 
 
 def _stage(
-    attempt: Attempt, addresses: dict[bytes, Address], journal: Journal, lists: Lists, total: int
+    attempt: Attempt,
+    addresses: dict[bytes, Address],
+    journal: Journal,
+    lists: Lists,
+    tombstones: Tombstones,
+    total: int,
 ) -> None:
     """Run img2dataset over the addresses; each ends in the journal, unless a stop is asked for."""
     settings: DownloadSettings = attempt.settings
@@ -162,7 +184,7 @@ def _stage(
         row, url = address
         if stopping():
             return row, None, "stopped"
-        fetched[row], body = _fetch(transport, settings, url, digests.get(hashes[row]))
+        fetched[row], body = _fetch(transport, settings, tombstones, url, digests.get(hashes[row]))
         if fetched[row].reason != "ok":
             return row, None, fetched[row].reason
         return row, io.BytesIO(body), None
@@ -213,7 +235,11 @@ def _stage(
 
 
 def _fetch(
-    transport: Transport, settings: DownloadSettings, url: str, digests: Collection[bytes] | None
+    transport: Transport,
+    settings: DownloadSettings,
+    tombstones: Tombstones,
+    url: str,
+    digests: Collection[bytes] | None,
 ) -> tuple[Fetched, bytes]:
     """One address, and the checks that come before a decoder sees it. Never raises.
 
@@ -228,6 +254,9 @@ def _fetch(
     sha256 = bytes(32)
     if reason == "ok":
         sha256 = hashlib.sha256(answer.body).digest()
+        if tombstones.cover_file(sha256, answer.url):
+            return Fetched(removed.STATUS, "", answer.status, "", answer.received, answer.requests,
+                           sha256, time=int(time.time())), b""  # fmt: skip
     if reason == "ok" and digests is not None and sha256 not in digests:
         reason, detail = "changed", f"SHA-256 {sha256.hex()}"
     if reason == "ok":

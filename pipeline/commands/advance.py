@@ -49,6 +49,7 @@ def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
 
 def build(options: argparse.Namespace) -> int:
     """Run the dataset's stages."""
+    from dataset_build import purge
     from pipeline import recipe
 
     run, config = open_run(options)
@@ -56,7 +57,10 @@ def build(options: argparse.Namespace) -> int:
     runner.begin(run, stages[0])
     # A training reads shards that another build of the same run would remove.
     refuse_others(run.stage_folder("train") / "lock.json", job="")
-    return _advance(options, run, config, stages, "dataset")
+    requests = purge.settle(run, stages, config.max_failed_tasks)
+    code = _advance(options, run, config, stages, "dataset")
+    purge.finish(run, requests)
+    return code
 
 
 def train(options: argparse.Namespace) -> int:

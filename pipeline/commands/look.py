@@ -33,12 +33,13 @@ def report(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print how far each stage is."""
+    from dataset_build import purge
     from slurm import watch
 
     stages = reading.read(options.run)
     jobs = watch.join(options.run, stages)
     Console(width=None if sys.stdout.isatty() else 140).print(reading.table(stages))
-    for line in [*jobs, *reading.failures(stages)]:
+    for line in [*jobs, *purge.summary(options.run), *reading.failures(stages)]:
         print(line)
     return 0
 

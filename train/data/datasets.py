@@ -37,6 +37,7 @@ from pipeline.stop import shielded
 from pipeline.tar import BrokenTar
 from train.data import storage
 from train.data.index import (
+    REMOVED,
     DatasetError,
     Index,
     Part,
@@ -134,7 +135,8 @@ def _packed(name: str, found: Listing) -> Index:
     address = f"{found.packed}/index.parquet"
     with storage.opened(address) as stream:
         index = parse_index(address, stream, shards, found.described)
-    return replace(index, parts=(replace(index.parts[0], name=name),))
+    part = replace(index.parts[0], name=name)
+    return replace(index, parts=(part,), removed_at=(f"{found.packed}/{REMOVED}",))
 
 
 class _Scanned:

@@ -7,7 +7,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -32,6 +32,8 @@ _CHUNK = 8 << 20
 _CHECKS: tuple[Literal["none", "sha256", "sha256 and xxh3"], ...]
 _CHECKS = "none", "sha256", "sha256 and xxh3"
 _SHARD = re.compile(r"\w[\w.-]*\.tar", re.ASCII)
+REMOVED = "removed.txt"
+"""Beside a packed dataset: the list of samples that were removed from it since."""
 
 
 class DatasetError(UserError):
@@ -83,6 +85,9 @@ class Index:
     """The datasets it consists of."""
     read_timeout_s: float = 60.0
     """Most time that one read from a shard may take, further tries included."""
+    removed_at: tuple[str, ...] = ()
+    """Addresses of lists of samples that are removed, see `train.data.removed`; each may be
+    missing, and appear while training goes on."""
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -229,7 +234,8 @@ def open_dataset(folder: Path) -> Index:
     """The index of a packed dataset's folder: `index.parquet`, `dataset.json`, `shards/*.tar`."""
     shards = {path.name: str(path) for path in sorted((folder / "shards").glob("*.tar"))}
     dataset = folder / "dataset.json"
-    return read_index(folder / "index.parquet", shards, dataset if dataset.exists() else None)
+    index = read_index(folder / "index.parquet", shards, dataset if dataset.exists() else None)
+    return replace(index, removed_at=(str(folder / REMOVED),))
 
 
 def concatenated(indexes: Sequence[Index]) -> Index:
@@ -257,6 +263,7 @@ def concatenated(indexes: Sequence[Index]) -> Index:
         shards=tuple(shard for index in indexes for shard in index.shards),
         shard=np.concatenate(shard),
         parts=parts,
+        removed_at=tuple(address for index in indexes for address in index.removed_at),
         **joined,
     )
 

@@ -19,6 +19,7 @@ from train.data.decode import MAX_PIXELS
 from train.data.index import DatasetError, Index
 from train.data.order import Order
 from train.data.parts import Made, Maker, Recipe
+from train.data.removed import LOOK_EVERY_S
 from train.data.slots import Bytes, Layout
 from train.data.tokenizer import Tokenizer
 from train.data.workers import Workers
@@ -42,9 +43,11 @@ class Batch:
     uid: list[str]
     """Identifiers of the samples, hexadecimal."""
     substituted: int
-    """How many samples stand in for one that could not be decoded."""
+    """How many samples stand in for one that could not be decoded, or was removed."""
     damaged: list[str]
     """Identifiers of the samples that were met and could not be decoded, each once."""
+    removed: int = 0
+    """How many samples stand in for one that was removed from the dataset; `substituted` too."""
 
 
 class Lost:
@@ -75,9 +78,10 @@ class Lost:
 class Loader:
     """Batches by step. What a batch holds depends on the order, the seed and the step alone.
 
-    A sample that cannot be decoded is replaced by the next one of its block that can. `rank` and
-    `world` choose this process's lanes; `workers` (0: this process itself, when a batch is asked
-    for), `prefetch`, `cache_bytes` and `pinned` (page-locked memory for a GPU) only the speed.
+    A sample that cannot be decoded, or was removed, is replaced by the next one of its block that
+    can be used. `rank` and `world` choose this process's lanes; `workers` (0: this process itself,
+    when a batch is asked for), `prefetch`, `cache_bytes` and `pinned` (page-locked memory for a
+    GPU) only the speed. Every `look_every_s` seconds it looks whether more samples were removed.
 
     Memory: `prefetch` + 2 batches of 150 kB a sample at 224 pixels, and one block of every lane.
     """
@@ -100,11 +104,14 @@ class Loader:
         max_pixels: int = MAX_PIXELS,
         max_lost: float = 1.0,
         worker_timeout_s: float = 300.0,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self.lost = Lost(len(index), max_lost)
         self._index = index
         short_side = image_size + margin
-        self._recipe = Recipe(index, order, tokenizer, image_size, short_side, seed, max_pixels)
+        self._recipe = Recipe(
+            index, order, tokenizer, image_size, short_side, seed, max_pixels, look_every_s
+        )
         self._lanes = order.lanes_of(rank, world)
         self._layout = Layout(order.share * len(self._lanes), tokenizer.context_length, image_size)
         self._workers = workers
@@ -167,7 +174,9 @@ class Loader:
         rows = layout.slot(memory).rows
         names = self._index.uid[rows].astype(">u8").tobytes().hex()
         damaged = {
-            self._index.name(damage.row): damage.reason for part in made for damage in part.damaged
+            self._index.name(damage.row): damage.reason
+            for part in made
+            for damage in part.damaged.values()
         }
         self.lost.add(damaged.items())
         return Batch(
@@ -177,6 +186,7 @@ class Loader:
             [names[start : start + 32] for start in range(0, len(names), 32)],
             sum(part.substituted for part in made),
             sorted(damaged),
+            sum(part.removed for part in made),
         )
 
 

@@ -9,7 +9,7 @@ who reads which lane. A position in training is therefore one integer, the step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,6 +90,12 @@ class Order:
         """How often as many steps go through the dataset that fills most of a batch."""
         return steps * self._largest.batch / self._largest.samples
 
+    def blocks_from(self, block: int) -> Iterator[int]:
+        """All blocks of a block's dataset, from it on and around."""
+        epochs = next(epochs for epochs in self._epochs if block in epochs.blocks)
+        yield from range(block, epochs.blocks.stop)
+        yield from range(epochs.blocks.start, block)
+
     def lane(self, lane: int, step: int) -> list[Place]:
         """The `share` samples that a lane gives to the batch of a step, in their order."""
         epochs = self._epochs[self._of_lane[lane]]
@@ -138,6 +144,7 @@ class _Epochs:
         self.lanes = lanes
         self.batch = lanes * share
         """Samples that this dataset gives to a batch."""
+        self.blocks = range(first_block, first_block + len(size))
         self._share = share
         self._key = key
         self._first_block = first_block

@@ -7,7 +7,7 @@ pictures at hand, but has no state to lose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from train.data import decode
 from train.data.blocks import Block, read_block
 from train.data.index import DatasetError, Index
 from train.data.order import Order, Place
+from train.data.removed import LOOK_EVERY_S, Removed
 from train.data.slots import Slot
 from train.data.tokenizer import Tokenizer
 
@@ -33,6 +34,8 @@ class Recipe:
     """Pictures are resized to this shorter side before the square is cropped."""
     seed: int
     max_pixels: int
+    look_every_s: float = LOOK_EVERY_S
+    """How often to look whether more samples were removed."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class _Sample:
 
 
 class Maker:
-    """Makes parts of batches. A sample that cannot be decoded, or whose checksum is another, is
-    replaced by the next one of its block that is whole.
+    """Makes parts of batches. A sample that cannot be decoded, whose checksum is another, or that
+    was removed is replaced by the next one of its block that is whole; where all of a block was
+    removed, by one of the block after it.
 
     Holds one block of each lane, and up to `cache_bytes` of decoded pictures.
     """
@@ -67,15 +71,19 @@ class Maker:
         self._damaged: dict[int, Damage] = {}
         self._cache: dict[int, _Sample] = {}
         self._cache_room = cache_bytes
+        index = recipe.index
+        self._removed = Removed(
+            index.removed_at, timeout_s=index.read_timeout_s, every_s=recipe.look_every_s
+        )
 
     def fill(self, step: int, lanes: Sequence[int], first: Sequence[int], slot: Slot) -> Made:
         """Write the samples of `lanes` into the slot, each lane's from its position in `first`."""
         recipe = self.recipe
-        substituted = 0
-        damaged: dict[int, Damage] = {}
+        self._removed.look()
+        made = Made()
         for lane, start in zip(lanes, first, strict=True):
             for position, place in enumerate(recipe.order.lane(lane, step), start):
-                sample = self._decodable(lane, place, position, slot, damaged)
+                sample = self._usable(lane, place, position, slot, made)
                 high, low = recipe.index.uid[sample.row]
                 decode.random_crop(
                     sample.pixels,
@@ -86,26 +94,35 @@ class Maker:
                     uid=(int(high), int(low)),
                 )
                 slot.tokens[position] = sample.tokens
-                substituted += sample.row != place.sample
-        return Made(substituted, list(damaged.values()))
+                made.substituted += sample.row != place.sample
+        return made
 
-    def _decodable(
-        self, lane: int, place: Place, position: int, slot: Slot, damaged: dict[int, Damage]
-    ) -> _Sample:
+    def _usable(self, lane: int, place: Place, position: int, slot: Slot, made: Made) -> _Sample:
+        """The sample at its place, or the one that stands in for it."""
         order, index = self.recipe.order, self.recipe.index
-        first, size = int(order.first[place.block]), int(order.size[place.block])
-        for distance in range(size):
-            row = first + (place.sample - first + distance) % size
-            # Written before it is tried: should the decoder crash, it names the culprit.
-            slot.rows[position] = row
-            if (sample := self._sample(lane, place.block, row)) is not None:
-                return sample
-            damaged[row] = self._damaged[row]
-        path = index.shards[int(index.shard[first])]
-        raise DatasetError(
-            f"{path}: none of {size} samples from {index.name(first)} on can be decoded; "
-            "`verify` finds damaged shards"
-        )
+        start = place.sample - int(order.first[place.block])
+        for block in order.blocks_from(place.block):
+            first, size = int(order.first[block]), int(order.size[block])
+            removed = 0
+            for distance in range(size):
+                row = first + (start + distance) % size
+                if index.uid[row] in self._removed:
+                    removed += 1
+                    made.removed += row == place.sample
+                    continue
+                # Written before it is tried: should the decoder crash, it names the culprit.
+                slot.rows[position] = row
+                if (sample := self._sample(lane, block, row)) is not None:
+                    return sample
+                made.damaged[row] = self._damaged[row]
+            if removed < size:
+                path = index.shards[int(index.shard[first])]
+                raise DatasetError(
+                    f"{path}: none of {size - removed} samples from {index.name(first)} on can be "
+                    "decoded; `verify` finds damaged shards"
+                )
+        name = index.part(place.sample).name
+        raise DatasetError(f"{name}: all its samples are removed; there is nothing to train on")
 
     def _sample(self, lane: int, block: int, row: int) -> _Sample | None:
         if row in self._damaged:
@@ -132,14 +149,16 @@ class Maker:
         return sample
 
 
-@dataclass(frozen=True)
+@dataclass
 class Made:
     """What is to be said about a part, beside what is in the slot."""
 
-    substituted: int
+    substituted: int = 0
     """Samples that stand in for another."""
-    damaged: list[Damage]
-    """Those that were met, each once."""
+    removed: int = 0
+    """Of those, the ones that stand in for a sample that was removed from the dataset."""
+    damaged: dict[int, Damage] = field(default_factory=dict)
+    """Those that were met, by row."""
 
 
 def _text(index: Index, row: int, data: memoryview) -> str:

@@ -79,6 +79,12 @@ def fetch(address: str, *, timeout_s: float) -> bytes:
     return _persistently(lambda: _whole(address), address, timeout_s)
 
 
+def stamp(address: str, *, timeout_s: float) -> str:
+    """What changes when a file is replaced; empty if there is none."""
+    once = _stamp_remote if is_remote(address) else _stamp_file
+    return str(_persistently(lambda: once(address), address, timeout_s))
+
+
 def opened(address: str) -> BinaryIO:
     """A file to read from. Raises `DatasetError` if it is not there."""
     try:
@@ -147,9 +153,31 @@ def _find_remote(pattern: str, wild: bool) -> Iterator[Shard]:
     for name, entry in found.items():
         if entry["size"] is None:
             raise DatasetError(f"{name}: the server does not say how large it is")
-        keys = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
-        stamp = next((str(entry[key]) for key in keys if entry.get(key)), "")
-        yield Shard(filesystem.unstrip_protocol(name), int(entry["size"]), stamp)
+        yield Shard(filesystem.unstrip_protocol(name), int(entry["size"]), _tag(entry))
+
+
+def _tag(entry: dict[str, Any]) -> str:
+    """What a listing shows of a file's content besides its size."""
+    keys = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
+    return next((str(entry[key]) for key in keys if entry.get(key)), "")
+
+
+def _stamp_file(path: str) -> str:
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
+def _stamp_remote(address: str) -> str:
+    filesystem, path = _remote(address)
+    filesystem.invalidate_cache()  # it may remember a listing for as long as it lives
+    try:
+        entry = filesystem.info(path)
+    except FileNotFoundError:
+        return ""
+    return f"{entry['size']} {_tag(entry)}"
 
 
 def _read_file(path: str, offset: int, size: int) -> memoryview:

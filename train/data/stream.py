@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def open_index(attempt: Attempt, process: Process) -> Index:
     paths = {reference: attempt.run.path(reference) for reference in attempt.task.reads}
     named = {Path(reference.rpartition(":")[2]).name: paths[reference] for reference in paths}
     shards = {name: str(path) for name, path in named.items() if name.endswith(".tar")}
-    return read_index(named["index.parquet"], shards, named["dataset.json"])
+    index = read_index(named["index.parquet"], shards, named["dataset.json"])
+    # What a removal writes comes in force with one rename, so it is read from where that is.
+    return replace(index, removed_at=(str(attempt.run.folder / "removed/*/uids.txt"),))
 
 
 def open_stream(
