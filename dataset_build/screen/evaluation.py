@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from dataset_build import records
 from dataset_build.download import DownloadSettings
 from dataset_build.screen import perceptual
-from pipeline import files
+from pipeline import files, tar
 from pipeline.config import ConfigError, MissingInput
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run
@@ -58,7 +57,7 @@ def find(run: Run, name: str, patterns: tuple[str, ...]) -> list[str]:
 
 def is_archive(name: str) -> bool:
     """Whether a file holds pictures and is none."""
-    return name.lower().endswith((".tar", ".tar.gz", ".tgz", ".parquet"))
+    return name.lower().endswith((".tar", ".parquet"))
 
 
 def _is_readable(name: str) -> bool:
@@ -99,12 +98,12 @@ def _contents(paths: list[Path], name: str) -> Iterator[bytes]:
         if path.name.lower().endswith(".parquet"):
             yield from _of_parquet(path, name)
         elif is_archive(path.name):
-            with tarfile.open(path, "r") as tar:
-                for member in tar:
-                    if member.isfile() and member.name.lower().endswith(_PICTURES):
-                        content = tar.extractfile(member)
-                        assert content, member.name
-                        yield content.read()
+            with tar.opened(path) as archive:
+                for member in tar.foreign_members(archive):
+                    if member.name.lower().endswith(_PICTURES):
+                        if member.size > tar.MAX_MEMBER_BYTES:
+                            raise tar.broken(archive.name, member.header, "a file too large")
+                        yield bytes(archive.read(member.offset, member.size))
         else:
             yield path.read_bytes()
 
