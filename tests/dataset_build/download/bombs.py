@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_build.download import DownloadSettings, guard, probe, shard
+from dataset_build.download.outcome import _DECODER as DECODER
 from tests.dataset_build.download.conftest import chunk
 
 SIDE = 5000  # squared: the most pixels that are decoded
@@ -148,7 +149,7 @@ def outcome(data: bytes, settings: DownloadSettings, resizer: Callable[..., obje
         return reason
     result = resizer(io.BytesIO(data))
     assert isinstance(result, tuple)
-    return "ok" if result[5] is None else shard._decoder_reason(result[5])
+    return "ok" if result[5] is None else DECODER.get(result[5], "undecodable")
 
 
 def defuse(data: bytes, settings: DownloadSettings, resizer: Callable[..., object]) -> str:
