@@ -164,26 +164,25 @@ def foreign_members(tar: Tar) -> Iterator[Member]:
         at = offset + _padded(size)
         if at > tar.bytes:
             raise broken(tar.name, begin, f"{size} bytes do not fit into the {tar.bytes} it has")
-        if kind in "xgKL" and size > _MAX_EXTENDED_BYTES:
-            raise broken(tar.name, begin, f"a name of {size} bytes")
-        if kind in "xKL":
+        if kind in "0\0":
+            yield Member(extended.get("path", name), begin, offset, size)
+        elif kind in "xgKL":
+            if size > _MAX_EXTENDED_BYTES:
+                raise broken(tar.name, begin, f"a name of {size} bytes")
             data = bytes(tar.read(offset, size))
             if kind == "x":
                 extended |= _records(tar, begin, data)
             elif kind == "L":
                 extended["path"] = _text(data)
-            continue
-        if kind == "g":  # for all files that follow: of use for comments only
-            found = _records(tar, begin, bytes(tar.read(offset, size)))
-            if not found.keys().isdisjoint(("path", "size")):
+            if kind != "g":
+                continue
+            # Of use for comments only: it is for all files that follow.
+            if not _records(tar, begin, data).keys().isdisjoint(("path", "size")):
                 raise broken(tar.name, begin, "one name or size for all its files")
-        elif kind in "12345":  # links, devices and folders hold no bytes
-            if size:
-                raise broken(tar.name, begin, f"a {kind!r} entry of {size} bytes")
-        elif kind in "0\0":
-            yield Member(extended.get("path", name), begin, offset, size)
-        else:
+        elif kind not in "12345":  # links, devices and folders hold no bytes
             raise broken(tar.name, begin, f"an entry of kind {kind!r}, which no dataset has")
+        elif size:
+            raise broken(tar.name, begin, f"a {kind!r} entry of {size} bytes")
         extended = {}
         begin = at
     if extended:
@@ -237,7 +236,7 @@ def _header(tar: Tar, at: int) -> bytes:
     if at + BLOCK > tar.bytes:
         raise broken(tar.name, at, "it ends without the mark of its end; it was cut short")
     header = bytes(tar.read(at, BLOCK))
-    return header if header.strip(b"\0") else b""
+    return header if header[0] or header.strip(b"\0") else b""
 
 
 def _parse(tar: Tar, at: int, header: bytes) -> tuple[str, str, int]:
