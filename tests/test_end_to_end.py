@@ -83,6 +83,7 @@ def test_nothing_forbidden_was_fetched_and_every_fault_has_its_reason(run: Path)
         for status in pq.read_table(path, columns=["status"])["status"].to_pylist()
     }
     planted = {"dead_link", "forbidden", "blocked_address", "opt_out", "timeout", "truncated"}
+    planted |= {"robots"}
     assert planted <= reasons
 
 
