@@ -116,7 +116,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     shards = json.loads((folder / "dataset.json").read_text())["pairs_by_shard"]
-    (folder / "dataset.json").write_text(pack.description(path, shards))
+    (folder / "dataset.json").write_text(pack.description(path, shards, b""))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_description_that_means_harm(
 ) -> None:
     shards = json.loads((folder / "dataset.json").read_text())["pairs_by_shard"]
     change(shards)
-    (folder / "dataset.json").write_text(pack.description(folder / "index.parquet", shards))
+    (folder / "dataset.json").write_text(pack.description(folder / "index.parquet", shards, b""))
     assert any(what in fault for fault in said(folder))
 
 
