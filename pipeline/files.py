@@ -108,8 +108,10 @@ def link_in_place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{attempt_name()}")
     os.link(source, temporary)
-    temporary.replace(target)
-    temporary.unlink(missing_ok=True)  # rename() of two names of one file leaves both
+    try:
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)  # rename() of two names of one file leaves both
 
 
 def walk(folder: Path) -> Iterator[Path]:

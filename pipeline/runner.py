@@ -230,7 +230,9 @@ def work_on(run: Run, stage: Stage, planned: Planned, attempt: int, stop: StopFl
             attempt=attempt,
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        done = find(stage_folder, planned.fingerprint)
+        if done is None or done.store != folder.name:  # else it is published, whatever failed then
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
         live.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_raced_and_killed_in_turn(tmp_path: Path) -> None:
     ended = subprocess.run(
         [

@@ -100,15 +100,18 @@ class DownloadSettings(Settings):
     honour_opt_out: bool = True
     """Drop what X-Robots-Tag, tdm-reservation or Content-Usage reserve."""
     image_size: int = Field(256, gt=0)
-    """Side of the stored picture, pixels; which side, `resize_mode` says."""
+    """Side of the stored picture, pixels; which side, `resize_mode` says. 256 leaves crops of 224 a
+    margin; to train at 336, store 336. docs/download.md has what each size costs."""
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio"
     )
-    """As in img2dataset; `keep_ratio` brings the smaller side to `image_size`."""
+    """As in img2dataset. `keep_ratio` brings the shorter side to `image_size` and cuts nothing off;
+    `center_crop` also cuts the longer one, `keep_ratio_largest` brings the longer to that size,
+    `border` also fills up with white, `no` leaves the size."""
     resize_only_if_bigger: bool = True
     """Never enlarge."""
-    encode_quality: int = Field(95, ge=1, le=100)
-    """Quality of the stored JPEG."""
+    encode_quality: int = Field(90, ge=1, le=100)
+    """Quality of the stored JPEG. 95 takes 43 % more bytes; see docs/download.md."""
     expected: tuple[str, ...] = ()
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""

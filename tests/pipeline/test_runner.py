@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import status
-from pipeline.manifest import find
-from pipeline.runner import Advance, TasksFailed, describe, outdated
-from pipeline.stage import Run
+from pipeline import manifest, status
+from pipeline.manifest import Stats, find
+from pipeline.runner import Advance, TasksFailed, describe, outdated, work_on
+from pipeline.stage import Attempt, Run
+from pipeline.stop import StopFlag
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder
 
@@ -52,11 +53,11 @@ def test_stale_outputs_are_gone_once_the_stage_is_done(advance: Call) -> None:
 
 def test_a_lost_output_is_made_again(advance: Call) -> None:
     run, _ = advance()
-    manifest = run.manifests("numbers")[1]
-    (run.folder / "numbers/store" / manifest.store / "n-00001.json").unlink()
+    lost = run.manifests("numbers")[1]
+    (run.folder / "numbers/store" / lost.store / "n-00001.json").unlink()
     run, done = advance()
     assert done.ran["numbers"] == 1
-    assert find(run.folder / "numbers", manifest.fingerprint) is not None
+    assert find(run.folder / "numbers", lost.fingerprint) is not None
 
 
 def test_a_torn_manifest_counts_as_not_done(advance: Call) -> None:
@@ -117,3 +118,48 @@ def test_running_a_part_keeps_the_order_of_the_whole(advance: Call) -> None:
     run, _ = advance()
     describe(run, (toy.TOTAL,))
     assert [stage.name for stage in status.read(run.folder)] == ["numbers", "total"]
+
+
+def test_what_is_published_stays_though_something_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is there; its outputs' names below `out/` are not all made yet."""
+    run = Run(tmp_path / "run", toy.Toy())
+    (planned, *_) = toy.NUMBERS.planned(run, 0, 0)
+    run.folder.mkdir()
+
+    def fails(*arguments: object) -> None:
+        raise OSError("no space left, as asked for")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="as asked for"):
+        patch.setattr(manifest, "expose", fails)
+        work_on(run, toy.NUMBERS, planned, 1, StopFlag())
+    done = find(run.folder / "numbers", planned.fingerprint)
+    assert done is not None, "its outputs were removed"
+    assert work_on(run, toy.NUMBERS, planned, 2, StopFlag()) == done
+
+
+def test_what_an_attempt_leaves_behind_is_there_for_the_next_until_one_is_published(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path / "run", toy.Toy())
+    run.folder.mkdir()
+    found: list[list[str]] = []
+
+    def work(attempt: Attempt) -> Stats:
+        assert attempt.partial is not None
+        attempt.partial.mkdir(parents=True, exist_ok=True)
+        found.append(sorted(path.name for path in attempt.partial.iterdir()))
+        (attempt.partial / str(len(found))).touch()
+        if len(found) < 3:
+            raise ValueError("not yet")
+        return Stats()
+
+    stage = replace(toy.NUMBERS, work=work)
+    (planned, *_) = stage.planned(run, 0, 0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not yet"):
+            work_on(run, stage, planned, 1, StopFlag())
+    work_on(run, stage, planned, 1, StopFlag())
+    assert found == [[], ["1"], ["1", "2"]]
+    assert not list((run.folder / "numbers" / "partial").iterdir())
