@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -83,7 +84,11 @@ class _Socket(socket.socket):
 
 
 class Connection:
-    """One libcurl handle of one thread. With a detour it reaches that address and no other."""
+    """One libcurl handle of one thread. With a detour it reaches that address and no other.
+
+    Certificates are judged by the machine's authorities, or by those in the file that
+    `SSL_CERT_FILE` names, as with most programs.
+    """
 
     def __init__(
         self,
@@ -106,6 +111,8 @@ class Connection:
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        if authorities := os.environ.get("SSL_CERT_FILE"):
+            curl.setopt(pycurl.CAINFO, authorities)
         curl.setopt(pycurl.PROXY, "")  # a proxy would decide on the address in our place
         curl.setopt(pycurl.NOPROXY, "*")
         curl.setopt(pycurl.USERAGENT, settings.agent)
