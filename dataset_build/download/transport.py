@@ -12,12 +12,12 @@ from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
 import idna
-import pycurl
 
 from dataset_build.domains import registered
 from dataset_build.download import DownloadSettings
 from dataset_build.download.addresses import is_public, literal
 from dataset_build.download.connection import Answer, Connection, Detour
+from dataset_build.download.transfers import Transfers
 
 _MAX_URL = 8192
 _MAX_HOST = 253  # RFC 1035, as text
@@ -86,7 +86,7 @@ def _ascii_host(host: str) -> str:
 
 
 class Transport:
-    """Fetches addresses from any number of threads; each thread keeps its own connections."""
+    """Fetches addresses from any number of threads; all share their connections."""
 
     def __init__(
         self, settings: DownloadSettings, detour: Detour | None, stopping: Callable[[], bool]
@@ -98,9 +98,7 @@ class Transport:
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Semaphore] = {}
         self._open: list[Connection] = []
-        self._share = pycurl.CurlShare()  # not connections: those stay with their thread
-        self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_DNS)
-        self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_SSL_SESSION)
+        self._transfers = Transfers(settings.threads, stopping)
 
     def fetch(self, url: str) -> Answer:
         """Get one address, following redirects and retrying, within `timeout_s` in all.
@@ -125,9 +123,9 @@ class Transport:
 
     def close(self) -> None:
         """Close every connection. No thread may be fetching."""
+        self._transfers.close()
         for connection in self._open:
             connection.curl.close()
-        self._share.close()
 
     def _follow(self, url: str, end: float) -> tuple[Answer, float]:
         """One try: the answer after all redirects, and the deadline moved by the time queued."""
@@ -167,7 +165,7 @@ class Transport:
         name = "detoured" if detour else "public"
         connection: Connection | None = getattr(self._local, name, None)
         if connection is None:
-            connection = Connection(self._settings, self._share, detour, self._stopping)
+            connection = Connection(self._settings, self._transfers, detour, self._stopping)
             setattr(self._local, name, connection)
             with self._lock:
                 self._open.append(connection)
