@@ -22,6 +22,7 @@ import pycurl
 from dataset_build.download import DownloadSettings, probe
 from dataset_build.download.addresses import is_public, within
 from dataset_build.download.opt_out import opts_out, product_token
+from dataset_build.download.transfers import Transfers
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -93,11 +94,12 @@ class Connection:
     def __init__(
         self,
         settings: DownloadSettings,
-        share: pycurl.CurlShare,
+        transfers: Transfers,
         detour: Detour | None,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings = settings
+        self._transfers = transfers
         self._detour = detour
         self._networks = tuple(map(ipaddress.ip_network, settings.allow_networks))
         self._token = product_token(settings.user_agent)
@@ -106,7 +108,6 @@ class Connection:
         self._received = 0
         self._begin()
         curl = self.curl = pycurl.Curl()
-        curl.setopt(pycurl.SHARE, share)
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
@@ -118,7 +119,6 @@ class Connection:
         curl.setopt(pycurl.USERAGENT, settings.agent)
         headers = ["Accept: image/*, */*;q=0.1", "Accept-Encoding: identity"]
         curl.setopt(pycurl.HTTPHEADER, headers)
-        curl.setopt(pycurl.MAXCONNECTS, 8)
         curl.setopt(pycurl.BUFFERSIZE, 256 << 10)
         curl.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
         curl.setopt(pycurl.LOW_SPEED_LIMIT, settings.slow_bytes_per_s)
@@ -126,8 +126,6 @@ class Connection:
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         curl.setopt(pycurl.HEADERFUNCTION, self._header)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
-        curl.setopt(pycurl.XFERINFOFUNCTION, self._progress)
-        curl.setopt(pycurl.NOPROGRESS, 0)
         if detour:
             curl.setopt(pycurl.CONNECT_TO, [f"::{detour.address}:{detour.port}"])
 
@@ -142,11 +140,7 @@ class Connection:
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
         connect_s = min(left_s, self._settings.connect_timeout_s)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(connect_s * 1000)))
-        error = 0
-        try:
-            curl.perform()
-        except pycurl.error as failure:
-            error = failure.args[0]
+        error = self._transfers.perform(curl)
         body = bytes(self._body)
         self._body = bytearray()
         reason, detail = self._judge(error)
@@ -240,9 +234,6 @@ class Connection:
                 self._refusal = ("not_an_image", f"begins with {head[:8].hex()}")
                 return -1
         return None
-
-    def _progress(self, *sizes: int) -> int:
-        return int(self._stopping())
 
     def _location(self, url: str) -> str:
         """Where a redirect leads whose body did not end well, which libcurl then does not say."""
