@@ -15,7 +15,10 @@ from pathlib import Path
 
 import benchmarks
 
-_NOT_BENCHMARKS = {"__main__", "loader_inputs", "loader_peer", "match_inputs", "timing"}
+_NOT_BENCHMARKS = {
+    *("__main__", "timing"),
+    *("download_sides", "download_web", "loader_inputs", "loader_peer", "match_inputs"),
+}
 
 
 def names() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -21,6 +22,7 @@ import pycurl
 from dataset_build.download import DownloadSettings, probe
 from dataset_build.download.addresses import is_public, within
 from dataset_build.download.opt_out import opts_out, product_token
+from dataset_build.download.transfers import Transfers
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
 _MAX_HEADER_LINES = 1000
@@ -84,16 +86,21 @@ class _Socket(socket.socket):
 
 
 class Connection:
-    """One libcurl handle of one thread. With a detour it reaches that address and no other."""
+    """One libcurl handle of one thread. With a detour it reaches that address and no other.
+
+    Certificates are judged by the machine's authorities, or by those in the file that
+    `SSL_CERT_FILE` names, as with most programs.
+    """
 
     def __init__(
         self,
         settings: DownloadSettings,
-        share: pycurl.CurlShare,
+        transfers: Transfers,
         detour: Detour | None,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings = settings
+        self._transfers = transfers
         self._detour = detour
         self._networks = tuple(map(ipaddress.ip_network, settings.allow_networks))
         self._token = product_token(settings.user_agent)
@@ -102,17 +109,17 @@ class Connection:
         self._received = 0
         self._begin()
         curl = self.curl = pycurl.Curl()
-        curl.setopt(pycurl.SHARE, share)
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        if authorities := os.environ.get("SSL_CERT_FILE"):
+            curl.setopt(pycurl.CAINFO, authorities)
         curl.setopt(pycurl.PROXY, "")  # a proxy would decide on the address in our place
         curl.setopt(pycurl.NOPROXY, "*")
         curl.setopt(pycurl.USERAGENT, settings.agent)
         headers = ["Accept: image/*, */*;q=0.1", "Accept-Encoding: identity"]
         curl.setopt(pycurl.HTTPHEADER, headers)
-        curl.setopt(pycurl.MAXCONNECTS, 8)
         curl.setopt(pycurl.BUFFERSIZE, 256 << 10)
         curl.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
         curl.setopt(pycurl.LOW_SPEED_LIMIT, settings.slow_bytes_per_s)
@@ -120,8 +127,6 @@ class Connection:
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         curl.setopt(pycurl.HEADERFUNCTION, self._header)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
-        curl.setopt(pycurl.XFERINFOFUNCTION, self._progress)
-        curl.setopt(pycurl.NOPROGRESS, 0)
         if detour:
             curl.setopt(pycurl.CONNECT_TO, [f"::{detour.address}:{detour.port}"])
 
@@ -141,11 +146,7 @@ class Connection:
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
         connect_s = min(left_s, self._settings.connect_timeout_s)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(connect_s * 1000)))
-        error = 0
-        try:
-            curl.perform()
-        except pycurl.error as failure:
-            error = failure.args[0]
+        error = self._transfers.perform(curl)
         body = bytes(self._body)
         self._body = bytearray()
         reason, detail = self._judge(error)
@@ -252,9 +253,6 @@ class Connection:
                 self._refusal = ("not_an_image", f"begins with {head[:8].hex()}")
                 return -1
         return None
-
-    def _progress(self, *sizes: int) -> int:
-        return int(self._stopping())
 
     def _location(self, url: str) -> str:
         """Where a redirect leads whose body did not end well, which libcurl then does not say."""

@@ -93,7 +93,8 @@ def _asks(watch: Watch, url: Any, *rest: object) -> str | None:
 
 
 def _opens(watch: Watch, path: Any, mode: object, flags: int) -> str | None:
-    if isinstance(path, int) or not flags & _WRITING:
+    # img2dataset opens the null device twice a picture, and to resolve a path takes long.
+    if isinstance(path, int) or not flags & _WRITING or path == os.devnull:
         return None
     place = os.path.realpath(os.fsdecode(path))
     if place == os.devnull or place.startswith(watch.folder):

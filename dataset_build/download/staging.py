@@ -5,13 +5,16 @@ Import this only where work is done: img2dataset takes seconds to import.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import cv2
 import img2dataset.downloader
+import img2dataset.resizer
 from img2dataset.resizer import Resizer
 
 from dataset_build.download import decode, guard, probe
@@ -79,6 +82,23 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
             module.download_image_with_retry = own
 
 
+# img2dataset makes its transforms anew for each picture, and to check their arguments takes longer
+# than to decode some. This is its code, with transforms that are kept.
+_albumentations = img2dataset.resizer.A
+_TRANSFORMS = SimpleNamespace(
+    **{
+        name: functools.cache(getattr(_albumentations, name))
+        for name in ("SmallestMaxSize", "LongestMaxSize", "CenterCrop")
+    },
+    PadIfNeeded=_albumentations.PadIfNeeded,
+)
+_resized = FunctionType(
+    Resizer.__call__.__code__,
+    {**vars(img2dataset.resizer), "A": _TRANSFORMS},
+    argdefs=Resizer.__call__.__defaults__,
+)
+
+
 class EightBitResizer(Resizer):  # type: ignore[misc]
     """img2dataset's Resizer for pictures from anywhere: see `decode`. A JPEG, which can be neither
     deep nor transparent, goes to it as it is."""
@@ -93,4 +113,4 @@ class EightBitResizer(Resizer):  # type: ignore[misc]
                 except Exception as error:  # else img2dataset would print it, and lose the row
                     return None, None, None, None, None, str(error)[:200]
                 img_stream = io.BytesIO(plain)
-            return super().__call__(img_stream, blurring_bbox_list)
+            return _resized(self, img_stream, blurring_bbox_list)

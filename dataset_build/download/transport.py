@@ -13,13 +13,13 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import idna
-import pycurl
 
 from dataset_build.download import NO_CONTACT, DownloadSettings
 from dataset_build.download.addresses import is_public, literal
 from dataset_build.download.connection import Answer, Connection, Detour
 from dataset_build.download.opt_out import product_token
 from dataset_build.download.robots import MAX_BYTES, MAX_REDIRECTS, Robots
+from dataset_build.download.transfers import Transfers
 from dataset_build.download.turns import HeldOff, Turns
 from dataset_build.lists import Lists
 from pipeline.config import ConfigError
@@ -93,7 +93,7 @@ def _ascii_host(host: str) -> str:
 
 
 class Transport:
-    """Fetches addresses from any number of threads; each thread keeps its own connections.
+    """Fetches addresses from any number of threads; all share their connections.
 
     `folder` is where the tasks of a run share whose turn it is and what robots.txt files say; None
     where there is no run. Raises `ConfigError` if servers would not be told whom they deal with.
@@ -121,9 +121,7 @@ class Transport:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[Connection] = []
-        self._share = pycurl.CurlShare()  # not connections: those stay with their thread
-        self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_DNS)
-        self._share.setopt(pycurl.SH_SHARE, pycurl.LOCK_DATA_SSL_SESSION)
+        self._transfers = Transfers(settings.threads, stopping)
 
     def fetch(self, url: str) -> Answer:
         """Get one address, following redirects and retrying, within `timeout_s` in all.
@@ -150,9 +148,9 @@ class Transport:
 
     def close(self) -> None:
         """Close every connection. No thread may be fetching."""
+        self._transfers.close()
         for connection in self._open:
             connection.curl.close()
-        self._share.close()
         self._turns.close()
 
     def _follow(self, url: str, end: float) -> tuple[Answer, float]:
@@ -245,7 +243,7 @@ class Transport:
         name = "detoured" if detour else "public"
         connection: Connection | None = getattr(self._local, name, None)
         if connection is None:
-            connection = Connection(self._settings, self._share, detour, self._stopping)
+            connection = Connection(self._settings, self._transfers, detour, self._stopping)
             setattr(self._local, name, connection)
             with self._lock:
                 self._open.append(connection)

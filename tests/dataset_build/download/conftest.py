@@ -77,6 +77,7 @@ class HostileWeb:
         self.active = self.most_active = 0
         self.sent = 0
         self.connections = 0
+        self.still_open = 0
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -111,6 +112,15 @@ class HostileWeb:
             thread.start()
 
     def _serve(self, client: socket.socket) -> None:
+        with self._lock:
+            self.still_open += 1
+        try:
+            self._converse(client)
+        finally:
+            with self._lock:
+                self.still_open -= 1
+
+    def _converse(self, client: socket.socket) -> None:
         with client:
             client.settimeout(0.2)
             pending = b""
