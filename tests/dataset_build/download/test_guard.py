@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_every_thread_is_watched_and_the_guard_sleeps_afterwards(
     assert canary.connections == 0
     connect()
     assert len(seen) == 2
+    until = time.monotonic() + 10
+    while canary.connections == 0 and time.monotonic() < until:
+        time.sleep(0.01)
     assert canary.connections == 1
 
 

@@ -25,7 +25,14 @@ class Builds:
 
     def __init__(self, folder: Path, web: HostileWeb) -> None:
         self._web = web
-        settings = DownloadSettings(timeout_s=5.0, polite_connections=8, pairs_per_task=8)
+        settings = DownloadSettings(
+            timeout_s=5.0,
+            polite_connections=8,
+            pairs_per_task=8,
+            allow_networks=("127.0.0.0/8",),
+            robots="ignore",
+            requests_per_s=None,
+        )
         folder.mkdir()
         self.run = Run(folder, Config(download=settings))
 

@@ -99,7 +99,7 @@ def test_four_workers_together_keep_to_a_rate(web: Any, tmp_path: Path) -> None:
     # A request begins when it is its turn; by how much later it arrives, the log is uncertain.
     assert times[-1] - times[0] > 39 / 10 - 0.1
     for first, last in zip(times, times[10:], strict=False):
-        assert last - first > 0.9
+        assert last - first > 0.6
 
 
 def test_limits_of_one_domain_are_not_anothers(web: Any, tmp_path: Path) -> None:
