@@ -27,6 +27,9 @@ def config(folder: Path, threads: int) -> dict[str, Any]:
             "pairs_per_task": 1 << 20,  # all in one task, as all are in one shard of the peer
             "threads": threads,
             "polite_connections": threads,  # manners are not what is measured
+            "requests_per_s": None,
+            "robots": "ignore",  # the peer asks for none
+            "contact": "bench@machine.example",
             "allow_networks": ["127.0.0.0/8"],
             "image_size": IMAGE_SIZE,
             "resize_mode": RESIZE_MODE,
