@@ -53,12 +53,19 @@ def test_what_is_done_or_runs_is_not_stopped(watched: Watched) -> None:
     fingerprint = watched.run.plan("train")[0].fingerprint
     about = {"index": 0, "fingerprint": fingerprint, "seconds": 1.0, "attempt": 1}
     manifest.publish(folder, private, stats=Stats(), **about)  # type: ignore[arg-type]
+    assert (_read(watched).word, _read(watched).now()) == ("partly done", "more to come")
+    (folder / "complete.json").write_text(json.dumps([fingerprint]))
     assert (_read(watched).word, _read(watched).now()) == ("done", "")
 
 
 def test_before_a_task_counts_anything_it_is_starting(watched: Watched) -> None:
     watched.attempt().progress(0)
     assert _read(watched).now() == "starting"
+
+
+def test_tasks_of_jobs_that_have_begun_are_starting_and_not_queued() -> None:
+    stage = StageStatus("match", "pairs", 4, 1, queued=1, starting=2)
+    assert (stage.word, stage.now()) == ("starting", "2 starting, 1 queued")
 
 
 def test_the_time_left_is_that_of_tasks_side_by_side(watched: Watched) -> None:
