@@ -84,7 +84,7 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
     here = options.on == "local"  # else nothing of the run is touched
     with _recorded(options, run):
         runner.begin(run, stages[0])
-        with _training_alone(run) if here else nullcontext():
+        with training_alone(run) if here else nullcontext():
             if stage := runner.outdated(run, own, config.max_failed_tasks):
                 raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
                                    f" {options.config}: {_build_first(options)}")  # fmt: skip
@@ -94,7 +94,7 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
 
 
 @contextmanager
-def _training_alone(run: Run) -> Iterator[None]:
+def training_alone(run: Run) -> Iterator[None]:
     """While it lasts, no other command trains in the run, and no job of a cluster is to."""
     from train import launch
 

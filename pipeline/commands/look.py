@@ -21,6 +21,12 @@ from pipeline.stop import StopFlag
 EXIT_DAMAGED = 5
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As for `print`: else it would end the process with an error."""
+        raise BrokenPipeError
+
+
 def report(options: argparse.Namespace) -> int:
     """Write the report and print its summary."""
     from dataset_build import report
@@ -41,7 +47,7 @@ def status(options: argparse.Namespace) -> int:
 
     stages = reading.read(options.run)
     jobs, goes_on = watch.join(options.run, stages)
-    Console(width=None if sys.stdout.isatty() else 140).print(reading.table(stages))
+    _Console(width=None if sys.stdout.isatty() else 140).print(reading.table(stages))
     lines = [*jobs, *_newest_accuracy(options.run), *reading.failures(stages)]
     for line in [*lines, *last_command.lines(options.run, goes_on)]:
         print(line)

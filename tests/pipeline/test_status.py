@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -89,6 +92,16 @@ def test_stages_that_a_run_does_without_are_not_waited_for(tmp_path: Path) -> No
     (tmp_path / "train").mkdir()
     run.save_plan("train", [Planned(Task("train", 0), "f" * 64)])
     assert [stage.name for stage in status.read(tmp_path)] == ["train", "evaluate"]
+
+
+def test_who_reads_no_further_than_it_wants_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text(json.dumps([{"name": "pack", "unit": "pairs"}]))
+    command = [sys.executable, "-m", "pipeline", "status", str(tmp_path)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_every_stage_is_one_line_of_140_columns(watched: Watched) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.commands import advance, look
+from pipeline.config import Settings
+from pipeline.lock import RunInUse
+from pipeline.stage import Run
 from pipeline.status import StageStatus
-from slurm import batches, watch
+from slurm import batches, queue, watch
 from slurm.batches import Entry
 from slurm.driver import cancel, continuation
 from slurm.queue import Queued
@@ -84,6 +90,38 @@ def test_that_nobody_goes_on_is_said_where_nobody_could_record_it(
     stopped = end(toy_run)
     assert stopped.startswith("the run stopped, and nobody has recorded why: `build`, process")
     assert "slurm/driver.log may say more" in stopped
+
+
+def test_evaluation_beside_training_is_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stages.json").write_text(json.dumps([{"name": "train", "unit": "samples"}]))
+    (tmp_path / "slurm" / "evaluate.00000000").mkdir(parents=True)
+    waits = [Queued("9", 0, "PENDING", "BeginTime")]
+    monkeypatch.setattr(queue, "read", lambda: {"evaluate.00000000": waits})
+    (tmp_path / "evaluate").mkdir()
+    rows = [{"step": s, "datasets": {"cats": {"top1": s / 1000}}} for s in (100, 345)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "evaluate" / "by_step.jsonl").write_text(text)
+    look.status(argparse.Namespace(run=tmp_path))
+    said = capsys.readouterr().out
+    assert "job 9: evaluates checkpoints beside training, pending (BeginTime)\n" in said
+    assert "top-1 at step 345: cats 34.5 %; all 2 checkpoints that were evaluated: " in said
+
+
+def test_training_here_while_a_cluster_is_to_train_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batches.intend(tmp_path / "slurm", "train", "drive", [[Entry(0, "a", 1)]])
+    waits = {batch.name: [Queued("7", 0, "PENDING", "Resources")]}
+    monkeypatch.setattr(queue, "read", lambda: waits)
+    run = Run(tmp_path, Settings())
+    words = r"job 7: train, 0 running, 1 waiting \(Resources\); wait for it, or end it: make cancel"
+    with pytest.raises(RunInUse, match=words), advance.training_alone(run):
+        pass
+    waits.clear()
+    with advance.training_alone(run):
+        assert (tmp_path / "train" / "lock.json").exists()
 
 
 def test_tasks_of_jobs_that_run_are_starting_and_those_behind_them_queued(tmp_path: Path) -> None:
