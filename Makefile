@@ -15,9 +15,11 @@ FORMAT  ?= open_clip
 TO      ?=
 LIST    ?=
 REASON  ?=
+STAGE   ?=
+TASK    ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON PYTHON
+KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON STAGE TASK PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -31,8 +33,8 @@ PIPELINE  = $(VENV)/bin/python -m pipeline
 OPTIONS   = --run $(RUN) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build-dataset train evaluate export report status verify purge config plan slurm-check test \
-        test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
+.PHONY: help setup demo build-dataset train evaluate export report status logs cancel verify purge config plan \
+        slurm-check test test-slurm lint format bench inputs test-inputs test-slurm-inputs slurm-packages clean
 
 help: ## list the targets and variables
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +84,13 @@ report: setup ## write RUN/report/index.html and print a summary
 
 status: setup ## what of RUN is done, running or failed, and where its logs are
 	@$(PIPELINE) status $(RUN)
+
+logs: setup ## print the log of task TASK of STAGE; without TASK, of those that failed or run
+	@test -n '$(STAGE)' || { echo 'name a stage: make logs RUN=$(RUN) STAGE=download TASK=17' >&2; exit 2; }
+	@$(PIPELINE) logs $(RUN) $(STAGE) $(TASK)
+
+cancel: setup ## end the jobs that RUN has on a cluster; the same command goes on later
+	@$(PIPELINE) cancel $(RUN)
 
 verify: setup ## read every published file of RUN again and compare checksums
 	@$(PIPELINE) verify $(RUN)

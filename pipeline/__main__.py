@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from pipeline.stage import HandedOver
 from pipeline.stop import EXIT_STOPPED, Stopped
 
 _EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command goes on;
-2 the configuration is wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged;
-9 another command trains in this run"""
+1 any other error, such as jobs that SLURM refuses, or no answer from it; 2 the configuration is
+wrong; 3 an input is missing; 4 tasks failed; 5 outputs are damaged; 6 no room on the run's disk;
+9 another command, or a job, trains in this run"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.configure(stamped=options.command in ("task", "chunk") or not sys.stderr.isatty())
     command: Callable[[argparse.Namespace], int] = options.call
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read it, such as `grep -q`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         logging.error("%s", error)
         return error.exit_code

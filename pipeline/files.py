@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -10,13 +11,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import UserError
+
 _CHUNK = 1 << 20
 _WHOLE = 64 << 20  # an input up to 64 MiB is identified by all of its bytes
+
+
+class NoRoom(UserError):
+    """The disk of a run is full, or what its user may have of it."""
+
+    exit_code = 6
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that there is no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def no_room(folder: Path) -> NoRoom:
+    """What to tell whose disk of `folder` is full."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    disk = os.statvfs(there)
+    free = f"{disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB and {disk.f_favail:,} files are free"
+    return NoRoom(f"no room in {folder}: {free}, unless a quota says less; make room, then the same"
+                  " command goes on")  # fmt: skip
 
 
 def attempt_name() -> str:
     """A name that no other attempt on any host ever has: host, process, random."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here: relative where it is below the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def open_parquet(source: Any) -> Any:

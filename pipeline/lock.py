@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,7 @@ class RunLock:
         self._stale_s = stale_s
         self._me = {
             "token": secrets.token_hex(8),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "started": _started(os.getpid()),
+            **this_process(),
             "job": job,
             "doing": doing,
             "since": time.time(),
@@ -142,6 +140,22 @@ def refuse_others(path: Path, job: str, *, stale_s: float = 60.0) -> None:
         time.sleep(_POLL_S)
 
 
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others, wherever they run."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "machine": _machine(),
+        "started": _started(pid),
+    }
+
+
+def lives(process: Mapping[str, Any]) -> bool | None:
+    """Whether a process lives that said so of itself; None if only another machine can tell."""
+    return _started(process["pid"]) == process["started"] if _is_here(process) else None
+
+
 class _Sight:
     """What is seen of a lock's holder by who looks at it again and again."""
 
@@ -175,7 +189,7 @@ class _Sight:
                 log.info("%s: %s held it; watching for up to %.0f s whether it lives",
                          self._path, _name(found), self._stale_s)  # fmt: skip
         silent = self.silent_s > self._stale_s
-        if self.is_near and _started(found["pid"]) != found["started"]:
+        if lives(found) is False:
             return found
         if found["beat"] != self.holder["beat"] or (silent and self.is_near):
             raise RunInUse(  # if it is silent, it lives but does not run
@@ -209,7 +223,7 @@ def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}{since}"
 
 
-def _is_here(holder: dict[str, Any]) -> bool:
+def _is_here(holder: Mapping[str, Any]) -> bool:
     return bool(holder["machine"] == _machine())
 
 

@@ -73,7 +73,7 @@ class Advance:
 def begin(run: Run, first: Stage) -> None:
     """Make the run folder; a run whose `first` stage cannot be planned gets none.
 
-    Raises `ConfigError` if the folder cannot be written.
+    Raises `ConfigError` if the folder cannot be written; a full disk's error goes on.
     """
     if not run.folder.exists():
         first.planned(run, 0, 0)
@@ -82,6 +82,8 @@ def begin(run: Run, first: Stage) -> None:
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it cannot be written")
     except OSError as error:
+        if files.is_full(error):
+            raise
         raise ConfigError(f"{run.folder}: no run can be kept here ({error.strerror}); choose"
                           " another folder with RUN=... or --run") from None  # fmt: skip
 
@@ -103,6 +105,7 @@ def advance(
     describe(run, stages)
     result = Advance()
     for stage in stages:
+        run.at = stage.name
         ran = _complete(run, stage, executor, stop, watch, max_failed_tasks)
         result.ran[stage.name] = ran
     return result

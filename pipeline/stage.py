@@ -55,6 +55,8 @@ class Run:
     def __init__(self, folder: Path, config: Settings) -> None:
         self.folder = folder
         self.config = config
+        self.at = ""
+        """The stage that the runner is at, or was when it ended."""
         self._outputs: dict[str, dict[str, tuple[Manifest, Output]]] = {}
         self._considered: dict[str, list[Planned]] = {}
 
@@ -114,12 +116,16 @@ class Run:
     def completed(self, stage: str) -> list[Manifest]:
         """Manifests of a stage as it last was complete, whatever is planned now."""
         folder = self.stage_folder(stage)
+        found = (find(folder, fingerprint) for fingerprint in self.complete(stage))
+        return [manifest for manifest in found if manifest]
+
+    def complete(self, stage: str) -> list[str]:
+        """Fingerprints of a stage's tasks as it last was complete: of all its phases."""
         try:
-            fingerprints = json.loads((folder / "complete.json").read_text())
+            known: list[str] = json.loads((self.stage_folder(stage) / "complete.json").read_text())
         except FileNotFoundError:
             return []
-        found = (find(folder, fingerprint) for fingerprint in fingerprints)
-        return [manifest for manifest in found if manifest]
+        return known
 
     def find(self, pattern: str) -> list[str]:
         """References to the inputs that a pattern names, sorted; never empty.

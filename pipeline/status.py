@@ -35,6 +35,10 @@ class StageStatus:
     done: int = 0
     queued: int = 0
     """Tasks that wait for a cluster's nodes, or in a job for their turn."""
+    starting: int = 0
+    """Tasks of a cluster's jobs that have begun and are about to work."""
+    is_complete: bool = False
+    """Whether all is done as it is planned now, and nothing more will be planned."""
     left_out: int = 0
     """Tasks that failed in all their attempts and that `max_failed_tasks` does without."""
     running: list[dict[str, float | int | str | None]] = field(default_factory=list)
@@ -52,8 +56,10 @@ class StageStatus:
         """The stage's state in one word."""
         if self.running:
             return "running"
-        if self.total and self.done + self.left_out == self.total:
+        if self.is_complete:
             return "done"
+        if self.starting:
+            return "starting"
         if self.queued:
             return "queued"
         if self.failed:
@@ -90,12 +96,15 @@ class StageStatus:
 
     def now(self) -> str:
         """How far the running tasks are, how fast, how they say it goes; or where it stopped."""
-        queued = [f"{self.queued} queued"] * bool(self.queued)
+        queued = [f"{self.starting} starting"] * bool(self.starting)
+        queued += [f"{self.queued} queued"] * bool(self.queued)
         if not self.running:
             left_out = [f"{self.left_out} left out"] * bool(self.left_out)
             failed = [f"{len(self.failed)} failed"] * bool(self.failed)
             saved = [f"saved at {self.saved}"] * bool(self.saved)
-            return ", ".join(queued + (left_out or failed) + saved)
+            is_between = self.total and self.done + self.left_out == self.total
+            more = ["more to come"] * bool(is_between and not self.is_complete)
+            return ", ".join(queued + (left_out or failed) + saved + more)
         first = self.running[0]
         done, whole = (sum(int(beat.get(key) or 0) for beat in self.running) for key in _COUNTS)
         knows = all(beat.get("total") for beat in self.running)
@@ -155,6 +164,9 @@ def read_stage(run: Run, name: str, unit: str) -> StageStatus:
             status.running.append({"index": index, **beat})
         elif record := _json(folder / "failed" / f"{index:05d}.json"):
             status.failed.append({"index": index, **record})
+    done = {manifest.fingerprint for manifest in manifests}
+    is_whole = bool(planned) and status.done + status.left_out == status.total
+    status.is_complete = is_whole and done == set(run.complete(name))
     if status.done < status.total:
         status.saved = _saved(folder)
     return status
@@ -180,7 +192,7 @@ def table(stages: Sequence[StageStatus]) -> Table:
             stage.word,
             f"{stage.done}/{stage.total or '?'}",
             _count(stats.rows_in) if stage.done else "",
-            f"{_count(stats.rows_out)} {stage.unit}" if stage.done else "",
+            f"{_count(stats.rows_out)} {stage.unit}" if stage.is_complete or stats.rows_out else "",
             duration(stage.seconds) if stage.done else "",
             stage.now(),
         )

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
-from pipeline.lock import RunInUse, RunLock
+from pipeline import files, last_command
+from pipeline.lock import RunInUse, RunLock, refuse_others
 from pipeline.stage import HandedOver
+from pipeline.stop import EXIT_STOPPED
 from slurm import batches, following, queue, snapshot
 from slurm.queue import Queue, Queued
 from slurm.settings import DRIVER, SlurmSettings
@@ -28,7 +29,10 @@ from slurm.submission import submit
 log = logging.getLogger(__name__)
 
 _CONTINUATION = "continuation.json"
+_LOCK = "driver.lock"
 _BEAT_S = 1.0
+_SILENT_S = 5 * _BEAT_S
+"""A driver that was not seen to live for so long is taken for dead by who only wants to know."""
 _LOCK_PATIENCE_S = 3600.0
 """How long a continuation waits for another driver to let go."""
 
@@ -120,7 +124,7 @@ def driving(
     """
     slurm = folder / "slurm"
     slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = _acquire(slurm / "driver.lock", patience_s=_LOCK_PATIENCE_S if continues else 0.0)
+    lock = _acquire(slurm / _LOCK, patience_s=_LOCK_PATIENCE_S if continues else 0.0)
     try:
         drive = continues or secrets.token_hex(4)
         code = snapshot.take(folder)
@@ -135,22 +139,42 @@ def driving(
 def cancel(folder: Path, patience_s: float = 60.0) -> int:
     """Cancel all jobs of a run, the continuation first; how many there were.
 
-    Asked until none is left, for a driver may be submitting at this moment.
+    Asked until none is left, for a driver may be submitting at this moment. Where there were some,
+    that is how the run's last command ended.
     """
     slurm = folder / "slurm"
     cancelled: set[tuple[str, int]] = set()
+    stages: list[str] = []
     until = time.monotonic() + patience_s
     while True:
-        names = {batch.name for batch in batches.everything(slurm) if not batch.has_ended}
+        live = [batch for batch in batches.everything(slurm) if not batch.has_ended]
+        names = {batch.name for batch in live}
         queued = queue.read()
+        stages = stages or [batch.stage for batch in live if batch.name in queued]
         drivers = [name for name in [continuation(slurm), *following.names(slurm)] if name]
         jobs = [job for name in (*drivers, *sorted(names)) for job in queued.get(name, ())]
         asked = [job for job in jobs if job.state != "COMPLETING"]
         if not jobs or time.monotonic() > until:
-            return len(cancelled)
+            break
         queue.cancel(list(dict.fromkeys(job.job for job in asked)))
         cancelled |= {(job.job, job.index) for job in jobs}
         time.sleep(1)
+    if count := len(cancelled):
+        why = f"`cancel` ended {count} job{'s' * (count != 1)}"
+        last_command.end(folder, stages[0] if stages else "", why, EXIT_STOPPED)
+    return count
+
+
+def is_driven(slurm: Path) -> bool:
+    """Whether a process on any machine is submitting jobs of a run, whose `RUN/slurm` this is.
+
+    Takes some beats of its lock, if it is not on this machine.
+    """
+    try:
+        refuse_others(slurm / _LOCK, job="nobody's", stale_s=_SILENT_S)
+    except RunInUse:
+        return True
+    return False
 
 
 def _is_known(slurm: Path) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from pipeline import files
 from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
 from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
@@ -63,7 +64,7 @@ class SlurmExecutor:
                 else:
                     ready.append((planned, attempt))
             if history.cancelled and not live:
-                raise Stopped(f"scancel, which ended jobs of {', '.join(history.cancelled)},")
+                raise Stopped(f"scancel, which ended jobs of {', '.join(history.cancelled)}")
             if not history.cancelled:
                 elements = sum(len(queued[batch.name]) for batch in live)
                 live += self._submit(run, stage, ready, history, elements)
@@ -134,7 +135,8 @@ class SlurmExecutor:
             self.driver.queue.add(batch.name, batch.job, len(part))
             submitted.append(batch)
             count = sum(len(chunk) for chunk in part)
-            log.info("%s: job %s has %d tasks in %d parts", stage.name, batch.job, count, len(part))
+            log.info("%s: job %s has %s in %s", stage.name, batch.job, _plural(count, "task"),
+                     _plural(len(part), "part"))  # fmt: skip
         return submitted
 
     def _chunks(
@@ -224,8 +226,15 @@ def _failed(planned: Planned, failure: Failure) -> Outcome:
 def _words(run: Run, stage: Stage, live: Sequence[Batch], job: str) -> str:
     tasks = sum(len(chunk) for batch in live for chunk in batch.chunks)
     arrays = ", ".join(str(batch.job) for batch in live)
+    are = "is" if tasks == 1 else "are"
+    folder = files.shown(run.folder)
     return (
-        f"{stage.name}: {tasks} tasks are with SLURM in job {arrays}; job {job} goes on from there."
-        f"\nwatch it: python -m pipeline status {run.folder}"
-        f"\nend it:   python -m pipeline cancel {run.folder}"
+        f"{stage.name}: {_plural(tasks, 'task')} {are} with SLURM in job {arrays};"
+        f" job {job} goes on from there."
+        f"\nwatch it: make status RUN={folder}"
+        f"\nend it:   make cancel RUN={folder}"
     )
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

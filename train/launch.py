@@ -38,6 +38,8 @@ _LAST_WORDS_S = 5.0
 """How long the other ranks may take to end by themselves when one has failed."""
 _STACKS_S = 2.0
 """How long ranks that hang may take to write down where they are."""
+_TRAINERS_BEAT_S = 15.0
+"""One who writes checkpoints and does not beat for so long may be dead: the trainer makes sure."""
 _BEAT_S = 1.0
 """Between beats of the lock, and so the time after which a second command is refused."""
 
@@ -70,7 +72,7 @@ def place(environ: Mapping[str, str]) -> Place | None:
 
 @contextmanager
 def only_training(folder: Path) -> Iterator[None]:
-    """While it lasts, no other command trains in the stage's `folder`.
+    """While it lasts, no other command trains in the stage's `folder`, nor does one now.
 
     Commands that torchrun or srun started together count as one. Raises `pipeline.lock.RunInUse`.
     """
@@ -83,9 +85,22 @@ def only_training(folder: Path) -> Iterator[None]:
         return
     lock = RunLock(path, beat_s=_BEAT_S, job=job)
     try:
+        _refuse_writers(folder)
         yield
     finally:
         lock.release()
+
+
+def refuse_trainers(folder: Path) -> None:
+    """Raise `pipeline.lock.RunInUse` if a command, or a job of a cluster, trains in `folder`."""
+    refuse_others(folder / "lock.json", job="")
+    _refuse_writers(folder)
+
+
+def _refuse_writers(folder: Path) -> None:
+    """Raise `RunInUse` if somebody writes checkpoints: a job of a cluster has no other lock."""
+    path = folder / "checkpoints" / "lock.json"
+    refuse_others(path, job="nobody's", stale_s=_TRAINERS_BEAT_S)
 
 
 def _job(environ: Mapping[str, str]) -> str:

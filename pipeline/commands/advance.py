@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pipeline import config as configuration
-from pipeline import progress, runner
+from pipeline import files, last_command, progress, runner
 from pipeline.config import ConfigError, MissingInput
 from pipeline.local import LocalExecutor, die_with_parent
-from pipeline.lock import refuse_others
+from pipeline.lock import RunInUse
 from pipeline.stage import Executor, Run, Stage
 from pipeline.stop import StopFlag
 
@@ -51,16 +51,18 @@ def build(options: argparse.Namespace) -> int:
     """Run the dataset's stages."""
     from dataset_build import purge
     from pipeline import recipe
+    from train import launch
 
     run, config = open_run(options)
     stages = recipe.build_stages(config)
-    runner.begin(run, stages[0])
-    # A training reads shards that another build of the same run would remove.
-    refuse_others(run.stage_folder("train") / "lock.json", job="")
-    requests = purge.settle(run, stages, config.max_failed_tasks)
-    code = _advance(options, run, config, stages, "dataset")
-    purge.finish(run, requests)
-    return code
+    with _recorded(options, run):
+        runner.begin(run, stages[0])
+        # A training reads shards that another build of the same run would remove.
+        launch.refuse_trainers(run.stage_folder("train"))
+        requests = purge.settle(run, stages, config.max_failed_tasks)
+        code = _advance(options, run, config, stages, "dataset")
+        purge.finish(run, requests)
+        return code
 
 
 def train(options: argparse.Namespace) -> int:
@@ -76,7 +78,6 @@ def evaluate(options: argparse.Namespace) -> int:
 def _after_build(options: argparse.Namespace, last: str) -> int:
     """Run the training stages up to `last`; a dataset of the run's own must be built already."""
     from pipeline import recipe
-    from train import launch
 
     run, config = open_run(options)
     own = () if config.train.data.datasets else recipe.build_stages(config)
@@ -87,15 +88,53 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
         raise MissingInput(f"{options.run}: not built yet: {_build_first(options)}")
     stages = [s for s in recipe.all_stages(config) if s.name in ("train", "evaluate")]
     names = [stage.name for stage in stages]
-    runner.begin(run, stages[0])
     here = options.on == "local"  # else nothing of the run is touched
-    with launch.only_training(run.stage_folder("train")) if here else nullcontext():
-        if stage := runner.outdated(run, own, config.max_failed_tasks):
-            raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
-                               f" {options.config}: {_build_first(options)}")  # fmt: skip
-        for stage in own:
-            run.save_plan(stage.name, run.plan(stage.name))
-        return _advance(options, run, config, stages[: names.index(last) + 1], last)
+    with _recorded(options, run):
+        runner.begin(run, stages[0])
+        with training_alone(run) if here else nullcontext():
+            if stage := runner.outdated(run, own, config.max_failed_tasks):
+                raise MissingInput(f"{options.run}: {stage.name} is not up to date with"
+                                   f" {options.config}: {_build_first(options)}")  # fmt: skip
+            for stage in own:
+                run.save_plan(stage.name, run.plan(stage.name))
+            return _advance(options, run, config, stages[: names.index(last) + 1], last)
+
+
+@contextmanager
+def training_alone(run: Run) -> Iterator[None]:
+    """While it lasts, no other command trains in the run, and no job of a cluster is to."""
+    from train import launch
+
+    for stage, words in _with_slurm(run):
+        if stage == "train":
+            end = f"make cancel RUN={files.shown(run.folder)}"
+            raise RunInUse(f"{run.folder}: {words}; wait for it, or end it: {end}")
+    with launch.only_training(run.stage_folder("train")):
+        yield
+
+
+def _with_slurm(run: Run) -> list[tuple[str, str]]:
+    """Stage and state of each array of a run that SLURM has."""
+    from slurm import queue, watch
+
+    try:
+        return watch.arrays(run.folder)
+    except queue.QueueUnknown as error:
+        logging.warning("what SLURM has of this run is not known: %s", error)
+        return []
+
+
+@contextmanager
+def _recorded(options: argparse.Namespace, run: Run) -> Iterator[None]:
+    """Have `status` know how a command ends that goes on with the run."""
+    with last_command.recorded(run):
+        if options.continues:  # who submitted it is gone, so this is known from here on
+            _begin(options, run)
+        yield
+
+
+def _begin(options: argparse.Namespace, run: Run) -> None:
+    last_command.begin(run, options.command, on=options.on, waits=options.wait)
 
 
 def _build_first(options: argparse.Namespace) -> str:
@@ -156,6 +195,9 @@ def _executor(
 ) -> Iterator[Executor]:
     """Where the tasks run; on a cluster, this process is then the one that submits its jobs."""
     if options.on == "local":
+        for _, words in _with_slurm(run):
+            logging.warning("SLURM has this run too, and what both do is done twice: %s", words)
+        _begin(options, run)
         yield LocalExecutor(config.local, stop)
         return
     from slurm.driver import driving
@@ -167,6 +209,7 @@ def _executor(
     with driving(
         run.folder, config.slurm, command=command, waits=waits, continues=continues
     ) as driver:
+        _begin(options, run)
         yield SlurmExecutor(driver, stop)
 
 

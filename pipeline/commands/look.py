@@ -6,15 +6,23 @@ import argparse
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline import config as configuration
+from pipeline import last_command
 from pipeline import status as reading
 from pipeline.commands.advance import open_run, write_report
 from pipeline.stage import Run
 from pipeline.stop import StopFlag
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As for `print`: else it would end the process with an error."""
+        raise BrokenPipeError
 
 
 def report(options: argparse.Namespace) -> int:
@@ -37,11 +45,25 @@ def status(options: argparse.Namespace) -> int:
     from slurm import watch
 
     stages = reading.read(options.run)
-    jobs = watch.join(options.run, stages)
-    Console(width=None if sys.stdout.isatty() else 140).print(reading.table(stages))
-    for line in [*jobs, *purge.summary(options.run), *reading.failures(stages)]:
+    jobs, goes_on = watch.join(options.run, stages)
+    _Console(width=None if sys.stdout.isatty() else 140).print(reading.table(stages))
+    lines = [*jobs, *purge.summary(options.run), *_newest_accuracy(options.run)]
+    lines += [*reading.failures(stages), *last_command.lines(options.run, goes_on)]
+    for line in lines:
         print(line)
     return 0
+
+
+def _newest_accuracy(folder: Path) -> Iterator[str]:
+    """What the last checkpoint was worth that was evaluated while training went on."""
+    from train.evaluate.by_step import BY_STEP, rows
+
+    path = folder / "evaluate" / BY_STEP
+    found = list(rows(path))
+    for row in found[-1:]:
+        top1 = [f"{name} {100 * r['top1']:.1f} %" for name, r in sorted(row["datasets"].items())]
+        yield (f"top-1 at step {row['step']:,}: {', '.join(top1)}; all {len(found)} checkpoints"
+               f" that were evaluated: {path}")  # fmt: skip
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -60,7 +82,12 @@ def cancel(options: argparse.Namespace) -> int:
 
     reading.read(options.run)  # says so if there is no run
     count = driver.cancel(options.run.absolute())
-    print(f"{count} jobs cancelled; the command that started them goes on from what is published")
+    if not count:
+        print("no jobs of this run are with SLURM")
+        return 0
+    print(f"{count} job{'s' * (count != 1)} cancelled; what is published stays")
+    if said := last_command.read(options.run):
+        print(f"to go on: {said.again(options.run)}")
     return 0
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import manifest, status
+from pipeline.config import Settings
 from pipeline.manifest import Stats, find
 from pipeline.runner import Advance, TasksFailed, describe, outdated, work_on
-from pipeline.stage import Attempt, Run
+from pipeline.stage import Attempt, Outcome, Run, Stage
 from pipeline.stop import StopFlag
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder
@@ -112,6 +113,20 @@ def test_status_reads_the_folder_alone(advance: Call) -> None:
     assert stages["numbers"].word == "done"
     assert (stages["numbers"].stats.rows_in, stages["numbers"].stats.rows_out) == (6, 3)
     assert (stages["total"].done, stages["total"].total) == (4, 4)
+
+
+def test_a_stage_is_not_done_before_its_last_phase_is_planned(advance: Call) -> None:
+    class Looking(Recorder):
+        def tick(self, stage: Stage, outcome: Outcome | None) -> None:
+            now = status.read_stage(Run(folder, Settings()), stage.name, stage.unit)
+            if stage.name == "total" and now.done == now.total == 3:
+                seen.add((now.word, now.now()))
+
+    folder = advance()[0].folder
+    seen: set[tuple[str, str]] = set()
+    advance(total={"factor": 2}, watch=Looking())
+    assert seen == {("partly done", "more to come")}
+    assert status.read(folder)[-1].word == "done"
 
 
 def test_running_a_part_keeps_the_order_of_the_whole(advance: Call) -> None:

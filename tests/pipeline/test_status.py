@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -53,12 +56,19 @@ def test_what_is_done_or_runs_is_not_stopped(watched: Watched) -> None:
     fingerprint = watched.run.plan("train")[0].fingerprint
     about = {"index": 0, "fingerprint": fingerprint, "seconds": 1.0, "attempt": 1}
     manifest.publish(folder, private, stats=Stats(), **about)  # type: ignore[arg-type]
+    assert (_read(watched).word, _read(watched).now()) == ("partly done", "more to come")
+    (folder / "complete.json").write_text(json.dumps([fingerprint]))
     assert (_read(watched).word, _read(watched).now()) == ("done", "")
 
 
 def test_before_a_task_counts_anything_it_is_starting(watched: Watched) -> None:
     watched.attempt().progress(0)
     assert _read(watched).now() == "starting"
+
+
+def test_tasks_of_jobs_that_have_begun_are_starting_and_not_queued() -> None:
+    stage = StageStatus("match", "pairs", 4, 1, queued=1, starting=2)
+    assert (stage.word, stage.now()) == ("starting", "2 starting, 1 queued")
 
 
 def test_the_time_left_is_that_of_tasks_side_by_side(watched: Watched) -> None:
@@ -82,6 +92,16 @@ def test_stages_that_a_run_does_without_are_not_waited_for(tmp_path: Path) -> No
     (tmp_path / "train").mkdir()
     run.save_plan("train", [Planned(Task("train", 0), "f" * 64)])
     assert [stage.name for stage in status.read(tmp_path)] == ["train", "evaluate"]
+
+
+def test_who_reads_no_further_than_it_wants_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text(json.dumps([{"name": "pack", "unit": "pairs"}]))
+    command = [sys.executable, "-m", "pipeline", "status", str(tmp_path)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_every_stage_is_one_line_of_140_columns(watched: Watched) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline import config, log, runner
+from pipeline import config, last_command, log, runner
 from pipeline.config import MissingInput, Settings, UserError
 from pipeline.local import LocalExecutor, LocalSettings, die_with_parent
 from pipeline.manifest import Stats
@@ -130,6 +130,14 @@ def _build(arguments: Sequence[str]) -> int:
         command = (sys.executable, "-m", PROGRAM, "task")
         _advance(run, toy, LocalExecutor(toy.local, stop, command), stop)
         return 0
+    with last_command.recorded(run):
+        _drive(options, run, toy, stop)
+    return 0
+
+
+def _drive(options: argparse.Namespace, run: Run, toy: Toy, stop: StopFlag) -> None:
+    if options.continues:
+        last_command.begin(run, "build", on="slurm", waits=options.wait)
     again = ("build", str(run.folder / "config.yaml"), "--run", str(run.folder), "--on", "slurm")
     with driving(
         run.folder,
@@ -139,8 +147,8 @@ def _build(arguments: Sequence[str]) -> int:
         continues=options.continues,
         program=PROGRAM,
     ) as driver:
+        last_command.begin(run, "build", on="slurm", waits=options.wait)
         _advance(run, toy, SlurmExecutor(driver, stop), stop)
-    return 0
 
 
 def _advance(run: Run, toy: Toy, executor: Executor, stop: StopFlag) -> None:

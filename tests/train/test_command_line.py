@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import files
 from pipeline.config import Settings, load
+from pipeline.lock import RunLock
 from pipeline.recipe import Config
 from pipeline.stage import Run
 from tests.train.conftest import TINY_MODEL, Pack, write_paints
@@ -122,6 +123,21 @@ def test_who_comes_second_is_refused_before_anything_is_changed(
     code, _, said = end(begin("train", data, "--run", run, *TINY, nowhere))
     assert (code, "no such file" in said) == (3, True), said
     assert not (run / "train/lock.json").exists()
+
+
+def test_who_comes_while_a_job_of_a_cluster_trains_is_refused_at_once(
+    data: Path, to_build: Path, tmp_path: Path
+) -> None:
+    """Such a job holds the checkpoints alone: there is no command that waits for it."""
+    run = tmp_path / "run"
+    lock = RunLock(run / "train/checkpoints/lock.json", beat_s=0.2)
+    try:
+        code, _, said = end(begin("train", data, "--run", run, *TINY))
+        assert code == 9 and f"process {os.getpid()} on" in said and len(said.splitlines()) == 1
+        assert end(begin("build", to_build, "--run", run))[0] == 9
+    finally:
+        lock.release()
+    assert [path.name for path in files.walk(run)] == []
 
 
 def test_what_is_not_built_is_not_trained_on_and_leaves_nothing(
