@@ -63,7 +63,7 @@ class SlurmExecutor:
                 else:
                     ready.append((planned, attempt))
             if history.cancelled and not live:
-                raise Stopped(f"scancel, which ended jobs of {', '.join(history.cancelled)},")
+                raise Stopped(f"scancel, which ended jobs of {', '.join(history.cancelled)}")
             if not history.cancelled:
                 elements = sum(len(queued[batch.name]) for batch in live)
                 live += self._submit(run, stage, ready, history, elements)
@@ -134,7 +134,8 @@ class SlurmExecutor:
             self.driver.queue.add(batch.name, batch.job, len(part))
             submitted.append(batch)
             count = sum(len(chunk) for chunk in part)
-            log.info("%s: job %s has %d tasks in %d parts", stage.name, batch.job, count, len(part))
+            tasks, parts = _count(count, "task"), _count(len(part), "part")
+            log.info("%s: job %s has %s in %s", stage.name, batch.job, tasks, parts)
         return submitted
 
     def _chunks(
@@ -221,11 +222,16 @@ def _failed(planned: Planned, failure: Failure) -> Outcome:
     return Outcome(planned.task, Ended.FAILED, failure.reason, log, failure.exit_code)
 
 
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _words(run: Run, stage: Stage, live: Sequence[Batch], job: str) -> str:
     tasks = sum(len(chunk) for batch in live for chunk in batch.chunks)
     arrays = ", ".join(str(batch.job) for batch in live)
     return (
-        f"{stage.name}: {tasks} tasks are with SLURM in job {arrays}; job {job} goes on from there."
+        f"{stage.name}: {_count(tasks, 'task')} {'is' if tasks == 1 else 'are'} with SLURM in job"
+        f" {arrays}; job {job} goes on from there."
         f"\nwatch it: python -m pipeline status {run.folder}"
         f"\nend it:   python -m pipeline cancel {run.folder}"
     )

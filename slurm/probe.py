@@ -110,12 +110,12 @@ def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s
 
 def _failed(job: str, own: Path) -> bool:
     """Whether a job has said all that it will: it failed, and its log is here."""
-    states = [state for state, _ in queue.ends(job).values()]
+    states = [end.state for end in queue.ends(job).values()]
     return bool(states) and states != ["COMPLETED"] and any(own.glob("*.out"))
 
 
 def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:
-    states = [f"{state}, exit code {code}" for state, code in queue.ends(job).values()]
+    states = [f"{end.state}, exit code {end.code}" for end in queue.ends(job).values()]
     ending = f"ended as {states[0]}" if states else "ended"
     logs = [path.read_text(errors="replace") for path in own.glob("*.out")]
     if not logs:
