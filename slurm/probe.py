@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.config import UserError
-from slurm import queue, submission
+from slurm import queue, refusal, submission
 from slurm.settings import DRIVER, Resources, SlurmSettings
 
 _ROOT = Path(__file__).parent.parent
@@ -78,7 +78,9 @@ def run(
                     code=_ROOT,
                 )
             except submission.SubmissionFailed as error:
-                seen.append(Seen(stages, str(error), "change what jobs ask for"))
+                seen.append(
+                    Seen(stages, error.said, refusal.advice(error.said, stages[0], settings))
+                )
             else:
                 jobs.append((job, stages, own))
         seen += [_wait(*job, time.monotonic(), patience_s) for job in jobs]
