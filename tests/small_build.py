@@ -25,7 +25,7 @@ from pipeline.files import sha256
 from pipeline.stage import Attempt, Planned, Run, Stage
 from pipeline.stop import StopFlag
 from tests.dataset_build.download.conftest import HostileWeb
-from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
+from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of, queries_of
 from tests.dataset_build.inline import InlineExecutor
 
 COMPARED = ("pack/out/shards/*.tar", "pack/out/index.parquet", "pack/out/dataset.json")
@@ -78,7 +78,8 @@ class SmallBuild:
             return honest.work(attempt)
 
         balance = Stage("balance", (), honest.plan, work)
-        return [dedup_of(self.pairs), balance, download.STAGE, screen.STAGE, pack.STAGE]
+        made_up = [queries_of(), dedup_of(self.pairs), balance]
+        return [*made_up, download.STAGE, screen.STAGE, pack.STAGE]
 
     def build(self, folder: Path, last: int | None = None) -> None:
         """Bring a run up to date, in this process; as far as stage number `last`."""

@@ -102,3 +102,15 @@ def balance_of(selected: Sequence[Pair]) -> Stage:
         return Stats()
 
     return Stage("balance", (), plan, work)
+
+
+def queries_of(count: int = 1) -> Stage:
+    """A stage `queries` with so many of them."""
+
+    def work(attempt: Attempt) -> Stats:
+        rows = [{"query_id": number, "text": f"query {number}"} for number in range(count)]
+        table = pa.Table.from_pylist(rows, schema=records.QUERIES)
+        pq.write_table(table, attempt.folder / "queries.parquet")
+        return Stats()
+
+    return Stage("queries", (), lambda run: [Task("queries", 0)], work)

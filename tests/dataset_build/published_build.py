@@ -20,7 +20,7 @@ from dataset_build.screen import ScreenSettings
 from pipeline import runner, tar
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
-from tests.dataset_build.hand_made import Config
+from tests.dataset_build.hand_made import Config, queries_of
 from tests.dataset_build.inline import InlineExecutor
 
 
@@ -134,6 +134,7 @@ class Web:
             return [Task("download", n, params={"part": n}) for n in range(self.parts)]
 
         return (
+            queries_of(),
             Stage("balance", (), lambda run: [Task("balance", 0)], balance),
             Stage("download", (), plan, download),
             screen.STAGE,
