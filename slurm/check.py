@@ -175,8 +175,8 @@ def of_requests(
                 yield Finding(what, "there is no default one", f"set {key}.partition", must=True)
                 continue
             if name not in known:
-                there = f"set {key}.partition to one of {', '.join(known)}"
-                yield Finding(what, "no such partition", there, must=True)
+                advised = f"set {key}.partition to one of {', '.join(known)}"
+                yield Finding(what, "no such partition", advised, must=True)
                 continue
             advice = list(_unmet(key, asked, known[name], gpus.get(name, 0)))
             stage = key.rpartition(".")[2]
