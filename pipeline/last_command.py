@@ -102,7 +102,7 @@ def read(folder: Path) -> LastCommand | None:
     """The last command on the run in `folder`; None if nothing is known of one."""
     try:
         return LastCommand(**json.loads((folder / "command.json").read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 
