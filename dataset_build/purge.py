@@ -25,21 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import removed
-from pipeline import files, runner, status, tar
+from dataset_build import redact, removed
+from pipeline import files, runner, status
 from pipeline import manifest as published
 from pipeline.config import UserError
 from pipeline.lock import RunInUse, RunLock
-from pipeline.manifest import Manifest, digest, find
+from pipeline.manifest import digest, find
 from pipeline.stage import Run, Stage
 
 log = logging.getLogger(__name__)
 
-KEPT_VERDICTS = "screen"
+KEPT_VERDICTS = redact.SCREEN
 """The stage that need not decide again: a purged dataset is the one that was built, less what was
 removed. Else a cap or a duplicate that comes free would admit others, and move all shards."""
-
-_ROWS = ("fetched-", "unused-")
 
 
 class RunsNow(UserError):
@@ -78,11 +76,13 @@ def settle(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> 
             )
         requests = removed.in_force(run.folder)
         kept = _keep_verdicts(run, stages, max_failed_tasks)
-        rows = _redact(run)
+        redact.captions(run)  # before the texts are gone that it goes by
+        rows = redact.outcomes(run)
         for stage in stages:
             if stage.name == KEPT_VERDICTS and kept:
                 _take_over(run, stage, kept)
-        _tidy(run, "download")
+        for name in ("download", KEPT_VERDICTS):
+            _tidy(run, name)
         show_uids(run.folder)
         log.info("removed: %d pairs lose picture, address and text in download", rows)
     return requests
@@ -197,88 +197,6 @@ def _alone(run_folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _redact(run: Run) -> int:
-    """Remove from every download of the run, of earlier configurations too; the rows that were."""
-    folder = run.stage_folder("download")
-    tombstones = removed.Tombstones(run.folder)
-    emptied: dict[tuple[int, int], Path] = {}
-    rows = 0
-    for manifest in published.everything(folder):
-        tables = {}
-        for output in manifest.outputs:
-            if output.name.startswith(_ROWS):
-                path = folder / "store" / manifest.store / output.name
-                mask = tombstones.rows(pq.read_table(path, columns=list(removed.COLUMNS)))
-                if mask.any():
-                    tables[output.name] = mask
-                    rows += int(mask.sum())
-        if tables:
-            _revise(folder, manifest, tables, emptied)
-    return rows
-
-
-def _revise(
-    stage_folder: Path,
-    manifest: Manifest,
-    masks: dict[str, removed.Mask],
-    emptied: dict[tuple[int, int], Path],
-) -> None:
-    """Publish a download's outputs without the rows of `masks`.
-
-    A tar may be part of several downloads under several names: `emptied` says by device and inode
-    where it is now.
-    """
-    old = stage_folder / "store" / manifest.store
-    new = stage_folder / "store" / f"{manifest.index:05d}.{files.attempt_name()}"
-    new.mkdir()
-    pictures: dict[str, set[bytes]] = {}
-    for output in manifest.outputs:
-        if output.name not in masks:
-            continue
-        table = pq.read_table(old / output.name)
-        rows = table.to_pylist()
-        for number in masks[output.name].nonzero()[0]:
-            row = rows[number]
-            if row["staged"]:
-                pictures.setdefault(row["staged"], set()).add(row["uid"][:8])
-            rows[number] = removed.redacted(row, table.schema.names)
-        redacted = pa.Table.from_pylist(rows, schema=table.schema)
-        pq.write_table(redacted, new / output.name, compression="zstd", row_group_size=1 << 16)
-    for output in manifest.outputs:
-        if output.name not in masks:
-            source = old / output.name
-            if output.name in pictures:
-                known = source.stat()
-                key = known.st_dev, known.st_ino
-                if key not in emptied:
-                    _without(source, new / output.name, pictures[output.name])
-                    emptied[key] = new / output.name
-                    continue
-                source = emptied[key]
-            os.link(source, new / output.name)
-    published.revise(stage_folder, manifest, new)
-
-
-def _without(source: Path, target: Path, addresses: set[bytes]) -> None:
-    """Copy a staged tar; of some addresses only the names of their files stay.
-
-    Everything else stays where it is, so rows go on to say where their pictures lie.
-    """
-    names = {address.hex() for address in addresses}
-    shutil.copyfile(source, target)
-    left = set(names)
-    with tar.opened(source) as opened, target.open("r+b") as stream:
-        for member in tar.members(opened):
-            key, _, kind = member.name.partition(".")
-            if key in names:
-                # What is to be JSON stays JSON.
-                blank = b"{}".ljust(member.size) if kind == "json" else bytes(member.size)
-                stream.seek(member.offset)
-                stream.write(blank[: member.size])
-                left.discard(key)
-    assert not left, f"{source}: pictures of {min(left, default='')} are not in it"
 
 
 def _keep_verdicts(run: Run, stages: Sequence[Stage], max_failed_tasks: float) -> list[Any]:

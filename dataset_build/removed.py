@@ -161,14 +161,14 @@ class Tombstones:
         return covered & _is_not(outcomes, STATUS)
 
 
-def outcomes(run: Run) -> Iterator[pa.Table]:
-    """What the run's downloads know of every pair, `COLUMNS` alone, file by file."""
+def outcomes(run: Run, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
+    """What the run's downloads know of every pair, some columns of it, file by file."""
     folder = run.stage_folder("download")
     for manifest in everything(folder):
         for output in manifest.outputs:
             if output.name.startswith(("fetched-", "unused-")):
                 path = folder / "store" / manifest.store / output.name
-                yield pq.read_table(path, columns=list(COLUMNS))
+                yield pq.read_table(path, columns=list(columns))
 
 
 def ask(run: Run, asked: Asked, reason: str = "") -> Request:

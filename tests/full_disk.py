@@ -48,7 +48,7 @@ def measure(folder: Path, web: HostileWeb, half: bool, calls: range) -> str:
     """
     small = SmallBuild(web, addresses=3, tasks=1)
     ready, run = folder / "ready", folder / "run"
-    small.build(ready, last=2)
+    small.build(ready, last=3)
     shutil.copytree(ready, folder / "quiet")
     small.build(folder / "quiet")
     expected = digests(folder / "quiet")

@@ -81,7 +81,7 @@ def race(folder: Path, web: HostileWeb, races: int, seed: int) -> str:
     dice = random.Random(seed)
     small = SmallBuild(web, addresses=4, tasks=1)
     run = folder / "raced"
-    small.build(run, last=2)
+    small.build(run, last=3)
     (planned,) = small.planned(run)
     pids: list[int] = []
     second = 0
