@@ -212,10 +212,18 @@ def _explain(error: ErrorDetails, schema: type[Settings], origin: dict[str, str]
     elif named := error.get("ctx", {}).get("keys"):
         keys = [f"{key}.{name}".strip(".") for name in named]
         key = next((key for key in keys if key in origin), keys[0])
-    written = key
-    while written and written not in origin:  # then its nearest ancestor that was
-        written = written.rpartition(".")[0]
-    return f"{origin.get(written, file)}: {key}: {message}"
+    where = origin.get(_written(key, origin), file)
+    return ": ".join(part for part in (where, key, message.removeprefix("Value error, ")) if part)
+
+
+def _written(key: str, origin: dict[str, str]) -> str:
+    """The key that was written where `key` is wrong: itself, the last below it, or one above."""
+    below = [other for other in origin if other.startswith(f"{key}.")]
+    if key and key not in origin and below:  # an override makes the sections above it
+        return below[-1]
+    while key and key not in origin:
+        key = key.rpartition(".")[0]
+    return key
 
 
 def _hint(path: Sequence[str], schema: type[Settings]) -> str:

@@ -67,6 +67,7 @@ class LocalExecutor:
 
     `command` starts one attempt; run folder, stage, index, fingerprint and attempt number follow.
     `first_attempt` is that number for a task's first try here, if others were made elsewhere.
+    `more_memory` says how to give a task more than it was killed for.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class LocalExecutor:
         stop: StopFlag,
         command: Sequence[str] = (sys.executable, "-m", "pipeline", "task"),
         first_attempt: int = 1,
+        more_memory: str = "raise local.memory_gb",
     ) -> None:
         self.settings = settings
         self.stop = stop
         self.command = command
         self.first_attempt = first_attempt
+        self.more_memory = more_memory
 
     def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
         """See `pipeline.stage.Executor.submit`."""
@@ -172,7 +175,10 @@ class LocalExecutor:
             child.killed = f"killed at its wall limit of {self.settings.wall_limit_s:g} s"
         elif (held := resident_bytes(child.process.pid)) > child.memory_gb * 2**30:
             limit = child.memory_gb
-            child.killed = f"killed at {held / 2**30:.1f} GiB, its memory limit is {limit:g} GiB"
+            child.killed = (
+                f"killed for memory at {held / 2**30:.3g} GiB, its memory limit is {limit:.4g} GiB;"
+                f" {self.more_memory}"
+            )
         if child.killed:
             _kill(child.process)
 
@@ -188,6 +194,8 @@ class LocalExecutor:
         reason = child.killed
         if not reason and code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                reason += f", as the kernel does where memory runs out: {self.more_memory}"
         if not reason:
             reason = _last_words(child.log) or f"exit code {code}"
         return Outcome(task, Ended.FAILED, reason, child.log, code)

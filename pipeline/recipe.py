@@ -21,7 +21,7 @@ from dataset_build.pack import PackSettings
 from dataset_build.queries import QueriesSettings
 from dataset_build.screen import ScreenSettings
 from dataset_build.text import TextSettings
-from pipeline.config import Settings
+from pipeline.config import Settings, fault
 from pipeline.local import LocalSettings
 from pipeline.stage import Stage
 from sample_web.stage import SampleWebSettings
@@ -88,7 +88,7 @@ class Config(Settings):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-                raise ValueError(f"slurm.stages: no stage {name!r}; {hint}")
+                raise fault(f"no stage {name!r}; {hint}", f"slurm.stages.{name}")
         return self
 
 

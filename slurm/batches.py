@@ -9,6 +9,7 @@ well.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import time
@@ -19,10 +20,15 @@ from pathlib import Path
 from pipeline import files
 from pipeline.manifest import find
 from slurm import queue
-from slurm.queue import Queued
+from slurm.queue import End, Queued
 
 KILLED = -9
 """Exit code of a task whose job ended with it."""
+_SIGKILLED = ("137:0", "0:9")
+# As slurmd writes it, bytes, where it measures memory itself; and where the kernel watches over it.
+_TOO_MUCH = re.compile(rb"exceeded (?:job )?memory limit \((\d+) > (\d+)\)")
+_OOM_KILLED = re.compile(rb"oom[_-]kill|OOM Killed|cgroup out-of-memory", re.IGNORECASE)
+_LAST_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ def settle(run_folder: Path, queued: Mapping[str, Sequence[Queued]]) -> Iterator
 
 def _end(batch: Batch, stage_folder: Path) -> None:
     assert batch.job is not None
-    states: dict[int, tuple[str, str]] | None = None
+    states: dict[int, End] | None = None
     explains = set()
     for number, chunk in enumerate(batch.chunks):
         missing = [e for e in chunk if find(stage_folder, e.fingerprint) is None]
@@ -178,33 +184,65 @@ def _end(batch: Batch, stage_folder: Path) -> None:
             continue
         if states is None:
             states = queue.ends(batch.job)
-        state, code = states.get(number, ("", ""))
+        end = states.get(number, End())
         log = batch.log(number)
         # If SLURM has forgotten: what never began, or stopped when asked to, was cancelled. What is
         # killed has no time to say so.
-        if state.startswith("CANCELLED") or (not state and (report.stopped or not log.exists())):
+        forgotten = not end.state and (report.stopped or not log.exists())
+        if end.state.startswith("CANCELLED") or forgotten:
             batch.cancelled += silent
             continue
         explains.add(log)
-        reason = _reason(batch.place(number), state, code, report.stopped)
+        reason = _reason(batch, number, end, report.stopped)
         batch.failed |= dict.fromkeys(silent, Failure(reason, str(log), KILLED))
     batch.has_ended = True
     batch.write()
     _clean(batch.folder, explains)
 
 
-def _reason(job: str, state: str, code: str, stopped: int) -> str:
-    if not state:
+def _reason(batch: Batch, number: int, end: End, stopped: int) -> str:
+    job = batch.place(number)
+    if words := _memory_words(batch, number, end):
+        return f"its job {job} {words}"
+    if not end.state:
         return f"its job {job} ended without a word"
-    if stopped and state in ("FAILED", "TIMEOUT"):
+    if stopped and end.state in ("FAILED", "TIMEOUT"):
         return (
             f"its job {job} was stopped {stopped} times and not queued again; more time"
             " (slurm: time_minutes) or more tries (max_requeues) would help"
         )
-    exit_code, _, number = code.partition(":")
-    if number not in ("", "0"):
-        return f"its job {job} ended as {state}, by signal {number}"
-    return f"its job {job} ended as {state}, exit code {exit_code}"
+    exit_code, _, signal = end.code.partition(":")
+    if signal not in ("", "0"):
+        return f"its job {job} ended as {end.state}, by signal {signal}"
+    return f"its job {job} ended as {end.state}, exit code {exit_code}"
+
+
+def _memory_words(batch: Batch, number: int, end: End) -> str:
+    """That a job was killed for memory, or may have been, and the setting to raise; else empty."""
+    said = _last_bytes(batch.log(number))
+    raised = f"raise slurm.stages.{batch.stage}.memory_gb"
+    had = f" (it had {end.memory})" if end.memory else ""
+    if found := _TOO_MUCH.search(said):
+        held, limit = (int(count) / 2**30 for count in found.groups())
+        words = f"was killed for memory: it held {held:.3g} GiB, its limit was {limit:.3g} GiB"
+        return f"{words}; {raised}"
+    if end.state == "OUT_OF_MEMORY" or _OOM_KILLED.search(said):
+        return f"was killed for memory{had}; {raised}"
+    if end.code in _SIGKILLED:
+        return (
+            f"ended as {end.state}, killed (SIGKILL) as jobs are that take too much memory{had};"
+            f" if nobody else killed it, {raised}"
+        )
+    return ""
+
+
+def _last_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _LAST_BYTES))
+            return stream.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _clean(folder: Path, explains: set[Path]) -> None:

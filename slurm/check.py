@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from slurm import probe, queue
+from slurm import nodes, probe, queue
+from slurm.nodes import Node
 from slurm.settings import DRIVER, Resources, SlurmSettings
 
 EXIT_UNFIT = 2
@@ -37,21 +38,30 @@ class Finding:
 Fields = Mapping[str, str]
 
 
-def check(settings: SlurmSettings, place: Path, patience_s: float = 600) -> list[Finding]:
+def check(
+    settings: SlurmSettings,
+    place: Path,
+    patience_s: float = 600,
+    train_nodes: tuple[int, int] = (1, 1),
+) -> list[Finding]:
     """Look at the cluster that SLURM's commands speak to from here.
 
     `place` is the folder below which runs will be. Jobs that have not started within `patience_s`
-    seconds are cancelled, and the finding says why they waited. Raises `QueueUnknown` where there
+    seconds are cancelled, and the finding says why they waited. `train_nodes` are the fewest and
+    the most nodes that training asks for. Raises `QueueUnknown` where there
     is no cluster.
     """
     config = parse_config(queue.output(["scontrol", "show", "config"]))
     partitions = parse_lines(queue.output(["scontrol", "show", "partition", "--oneliner"]))
     gpus = parse_gpus(queue.output(["sinfo", "--noheader", "--format=%R|%G"]))
+    there = nodes.parse(queue.output(["sinfo", "--noheader", "--Node", f"--format={nodes.FORMAT}"]))
     findings = [
         *of_limits(config, settings),
         *of_user(config, settings),
         *of_partitions(config, partitions, gpus),
-        *of_requests(partitions, gpus, settings),
+        *of_requests(partitions, gpus, settings, there),
+        *of_training(partitions, settings, train_nodes),
+        *of_time(settings),
         of_preemption(config),
     ]
     limits = {entry["PartitionName"]: minutes(entry["MaxTime"]) for entry in partitions}
@@ -150,7 +160,10 @@ def of_partitions(
 
 
 def of_requests(
-    partitions: Sequence[Fields], gpus: Mapping[str, int], settings: SlurmSettings
+    partitions: Sequence[Fields],
+    gpus: Mapping[str, int],
+    settings: SlurmSettings,
+    there: Sequence[Node] = (),
 ) -> Iterator[Finding]:
     """Whether the partitions that the configuration names give what it asks them for."""
     known = {entry["PartitionName"]: entry for entry in partitions}
@@ -162,11 +175,18 @@ def of_requests(
                 yield Finding(what, "there is no default one", f"set {key}.partition", must=True)
                 continue
             if name not in known:
-                there = f"set {key}.partition to one of {', '.join(known)}"
-                yield Finding(what, "no such partition", there, must=True)
+                advised = f"set {key}.partition to one of {', '.join(known)}"
+                yield Finding(what, "no such partition", advised, must=True)
                 continue
             advice = list(_unmet(key, asked, known[name], gpus.get(name, 0)))
+            stage = key.rpartition(".")[2]
+            each = (asked.processes_per_node or asked.gpus or 1) if stage == "train" else 1
+            own = [node for node in there if node.partition == name]
+            advice += nodes.unmet(own, stage, settings, each)
             asks = [f"{asked.gpus} GPUs"] if asked.gpus else []
+            asks += [f"{asked.cpus} cores a process"] if asked.cpus else []
+            asks += [f"{asked.memory_gb:g} GiB"] if asked.memory_gb else []
+            asks += [f"nodes with {asked.constraint}"] if asked.constraint else []
             asks += [f"{asked.time_minutes} min"] if asked.time_minutes else []
             found = " and ".join(asks) or "asks for nothing special"
             yield Finding(what, found, "; ".join(advice), must=bool(advice))
@@ -175,6 +195,37 @@ def of_requests(
                 found = f"ends after {longest:g} min, slurm.job_minutes is {settings.job_minutes}"
                 less = f"set slurm.job_minutes: {longest * 0.8:.0f}"
                 yield Finding(what, found, less if longest >= 2 else "choose one for longer jobs")
+
+
+def of_training(
+    partitions: Sequence[Fields], settings: SlurmSettings, train_nodes: tuple[int, int]
+) -> Iterator[Finding]:
+    """Whether a partition has as many nodes as train together."""
+    fewest, most = train_nodes
+    known = {entry["PartitionName"]: entry for entry in partitions}
+    default = next((name for name, e in known.items() if e["Default"] == "YES"), "")
+    for name in (settings.resources("train").partition or default).split(","):
+        if name not in known or most == 1:
+            continue
+        has = int(known[name]["TotalNodes"])
+        advice = f"set train.nodes: {has}" if has < fewest else ""
+        if fewest <= has < most:
+            advice = f"training uses {has} at most"
+        asked = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        found = f"train.nodes asks for {asked}, there are {has}"
+        yield Finding(f"nodes of {name}", found, advice, must=has < fewest)
+
+
+def of_time(settings: SlurmSettings) -> Iterator[Finding]:
+    """Whether a job has time to save before its limit."""
+    signal_s = settings.signal_seconds
+    for key, asked in _asked(settings).items():
+        if asked.time_minutes and asked.time_minutes * 60 <= signal_s:
+            found = f"{asked.time_minutes} min, slurm.signal_seconds is {signal_s}"
+            least = signal_s * 4 // 60 + 1
+            where = settings.key(key.rpartition(".")[2], "time_minutes")
+            advice = f"set {where}: {least} or more, or lower slurm.signal_seconds"
+            yield Finding(f"{key}: time to save", found, advice, must=True)
 
 
 def of_preemption(config: Fields) -> Finding:

@@ -135,8 +135,8 @@ class SlurmExecutor:
             self.driver.queue.add(batch.name, batch.job, len(part))
             submitted.append(batch)
             count = sum(len(chunk) for chunk in part)
-            log.info("%s: job %s has %s in %s", stage.name, batch.job, _plural(count, "task"),
-                     _plural(len(part), "part"))  # fmt: skip
+            tasks, parts = _count(count, "task"), _count(len(part), "part")
+            log.info("%s: job %s has %s in %s", stage.name, batch.job, tasks, parts)
         return submitted
 
     def _chunks(
@@ -223,18 +223,18 @@ def _failed(planned: Planned, failure: Failure) -> Outcome:
     return Outcome(planned.task, Ended.FAILED, failure.reason, log, failure.exit_code)
 
 
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _words(run: Run, stage: Stage, live: Sequence[Batch], job: str) -> str:
     tasks = sum(len(chunk) for batch in live for chunk in batch.chunks)
     arrays = ", ".join(str(batch.job) for batch in live)
     are = "is" if tasks == 1 else "are"
     folder = files.shown(run.folder)
     return (
-        f"{stage.name}: {_plural(tasks, 'task')} {are} with SLURM in job {arrays};"
+        f"{stage.name}: {_count(tasks, 'task')} {are} with SLURM in job {arrays};"
         f" job {job} goes on from there."
         f"\nwatch it: make status RUN={folder}"
         f"\nend it:   make cancel RUN={folder}"
     )
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

@@ -67,7 +67,13 @@ def work(
     limits["grace_s"] = min(local.grace_s, settings.signal_seconds * 0.8)
     if memory_gb := job_memory_gb(os.environ):
         limits["memory_gb"] = _OWN_SHARE * memory_gb / workers
-    executor = LocalExecutor(local.model_copy(update=limits), stop, command, chunk[0].attempt)
+    executor = LocalExecutor(
+        local.model_copy(update=limits),
+        stop,
+        command,
+        chunk[0].attempt,
+        _more_memory(stage, memory_gb, workers),
+    )
     stopped = False
     fingerprints = {p.task.index: p.fingerprint for p in missing}
     for outcome in executor.submit(run, stage, missing):
@@ -81,6 +87,13 @@ def work(
         report.stopped += 1
         report.write()
     return EXIT_STOPPED if stopped else 0
+
+
+def _more_memory(stage: Stage, memory_gb: float | None, workers: int) -> str:
+    if memory_gb is None:
+        return "raise local.memory_gb"
+    among = f"for {workers} tasks at a time" if workers > 1 else "for one task at a time"
+    return f"raise slurm.stages.{stage.name}.memory_gb, now {memory_gb:.3g} GiB {among}"
 
 
 def _failure(outcome: Outcome) -> Failure:

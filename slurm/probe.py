@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.config import UserError
-from slurm import queue, submission
+from slurm import queue, refusal, submission
 from slurm.settings import DRIVER, Resources, SlurmSettings
 
 _ROOT = Path(__file__).parent.parent
@@ -78,7 +78,9 @@ def run(
                     code=_ROOT,
                 )
             except submission.SubmissionFailed as error:
-                seen.append(Seen(stages, str(error), "change what jobs ask for"))
+                seen.append(
+                    Seen(stages, error.said, refusal.advice(error.said, stages[0], settings))
+                )
             else:
                 jobs.append((job, stages, own))
         seen += [_wait(*job, time.monotonic(), patience_s) for job in jobs]
@@ -110,12 +112,12 @@ def _wait(job: str, stages: tuple[str, ...], own: Path, began: float, patience_s
 
 def _failed(job: str, own: Path) -> bool:
     """Whether a job has said all that it will: it failed, and its log is here."""
-    states = [state for state, _ in queue.ends(job).values()]
+    states = [end.state for end in queue.ends(job).values()]
     return bool(states) and states != ["COMPLETED"] and any(own.glob("*.out"))
 
 
 def _unanswered(job: str, stages: tuple[str, ...], own: Path) -> Seen:
-    states = [f"{state}, exit code {code}" for state, code in queue.ends(job).values()]
+    states = [f"{end.state}, exit code {end.code}" for end in queue.ends(job).values()]
     ending = f"ended as {states[0]}" if states else "ended"
     logs = [path.read_text(errors="replace") for path in own.glob("*.out")]
     if not logs:

@@ -79,8 +79,20 @@ class Queue:
         self._jobs[name] = [Queued(job, index, "PENDING", "") for index in range(count)]
 
 
-def ends(job: str) -> dict[int, tuple[str, str]]:
-    """State and `code:signal` of each element of a job that has ended, as far as SLURM remembers.
+@dataclass(frozen=True)
+class End:
+    """How a job, or one element of an array, ended."""
+
+    state: str = ""
+    """COMPLETED, FAILED, OUT_OF_MEMORY …; empty if SLURM has forgotten."""
+    code: str = ""
+    """`code:signal`."""
+    memory: str = ""
+    """What it might hold, in SLURM's words: `2G a node`."""
+
+
+def ends(job: str) -> dict[int, End]:
+    """How each element of a job ended, as far as SLURM remembers.
 
     It forgets them after MinJobAge, five minutes unless the cluster's administrators say otherwise.
     """
@@ -93,10 +105,17 @@ def ends(job: str) -> dict[int, tuple[str, str]]:
         fields: Mapping[str, str] = dict(re.findall(r"(\w+)=(\S*)", line))
         if "JobState" not in fields:
             continue
-        state, code = fields["JobState"], fields.get("ExitCode", "")
+        end = End(fields["JobState"], fields.get("ExitCode", ""), _memory(fields))
         for index in _indices(fields.get("ArrayTaskId", "0")):
-            found[index] = (state, code)
+            found[index] = end
     return found
+
+
+def _memory(fields: Mapping[str, str]) -> str:
+    for name, each in (("MinMemoryNode", "node"), ("MinMemoryCPU", "core")):
+        if (asked := fields.get(name, "0")) != "0":  # 0: the whole node's
+            return f"{asked} a {each}"
+    return ""
 
 
 def cancel(jobs: Sequence[str]) -> None:

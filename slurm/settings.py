@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -34,7 +34,13 @@ class Resources(Settings):
     constraint: str | None = None
     """Features that the nodes must have."""
     extra: tuple[str, ...] = ()
-    """Further options of sbatch, each as on its command line: `--exclusive`, `--exclude=n7`."""
+    """Further options of sbatch, each as on its command line: `[--exclusive, --exclude=n7]`; one
+    may stand alone."""
+
+    @field_validator("extra", mode="before")
+    @classmethod
+    def _may_be_one(cls, extra: Any) -> Any:
+        return (extra,) if isinstance(extra, str) else extra
 
     @field_validator("extra")
     @classmethod
@@ -93,12 +99,23 @@ class SlurmSettings(Settings):
         }
     )
 
+    @field_validator("setup", mode="before")
+    @classmethod
+    def _may_be_one(cls, setup: Any) -> Any:
+        return (setup,) if isinstance(setup, str) else setup
+
     @field_validator("tasks_per_job")
     @classmethod
     def _is_positive(cls, tasks: Literal["auto"] | int) -> Literal["auto"] | int:
         if tasks != "auto" and tasks < 1:
             raise ValueError("auto, or a number of tasks, at least 1")
         return tasks
+
+    def key(self, stage: str, field: str) -> str:
+        """Where it is said what jobs of a stage ask for: the name of the setting to change."""
+        own = self.stages.get(stage)
+        where = f"stages.{stage}" if own and field in own.model_fields_set else "default"
+        return f"slurm.{where}.{field}"
 
     def resources(self, stage: str) -> Resources:
         """What jobs of a stage ask for."""

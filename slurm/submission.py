@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import UserError
 from pipeline.stop import EXIT_STOPPED
-from slurm import job
+from slurm import job, refusal
 from slurm.settings import Resources, SlurmSettings
 
+_PREFIX = re.compile(r"^(?:sbatch: |error: |Batch job submission failed: )*")
 _SCRUBBED = ("SLURM", "SBATCH", "SRUN", "PMI", "SUBMITIT")
 
 
 class SubmissionFailed(UserError):
-    """sbatch refused a job; the message has its words."""
+    """sbatch refused a job; the message has its words, `said`, and what to change."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 def submit(
@@ -34,9 +43,9 @@ def submit(
 ) -> str:
     """Submit one job, or an array of one element a call, and return its number.
 
-    Each of `calls` is the arguments of `program`'s `main`, run in the folder `code`. `folder` gets
-    the jobs' output and submitit's files. `options` are parameters of submitit, above all others.
-    Raises `SubmissionFailed`.
+    Each of `calls` is the arguments of `program`'s `main`, run in the folder `code`. `name` begins
+    with the stage and a dot. `folder` gets the jobs' output and submitit's files. `options` are
+    parameters of submitit, above all others. Raises `SubmissionFailed`.
     """
     import submitit
 
@@ -46,18 +55,26 @@ def submit(
     parameters["setup"] = [*settings.setup, changed, *options.get("setup", ())]
     parameters["array_parallelism"] = len(calls)
     try:
-        with clean_environment():
+        # submitit prints sbatch's error and raises it: it is told once, by whoever catches it.
+        with clean_environment(), redirect_stderr(io.StringIO()):
             executor = submitit.SlurmExecutor(folder=folder)
             executor.update_parameters(**parameters)
             jobs = executor.map_array(job.start, [program] * len(calls), calls)
     except Exception as error:  # submitit raises plain RuntimeErrors and its own alike
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        said = _words(str(error)) or type(error).__name__
+        stage = name.partition(".")[0]
+        advice = refusal.advice(said, stage, settings)
         raise SubmissionFailed(
-            f"{name}: the jobs could not be submitted: {said[-1]};"
-            " what jobs ask for is in the section slurm"
-        ) from error
+            f"{stage}: sbatch refused its jobs: {said}; {advice}", said
+        ) from None
     number: str = jobs[0].job_id.partition("_")[0]
     return number
+
+
+def _words(text: str) -> str:
+    """What sbatch says is wrong, in one line and without what it says of every error."""
+    lines = [_PREFIX.sub("", line).strip() for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line))[:300]
 
 
 @contextmanager

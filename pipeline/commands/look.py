@@ -162,11 +162,12 @@ def slurm_check(options: argparse.Namespace) -> int:
     from slurm import check
     from slurm.settings import SlurmSettings
 
-    settings = SlurmSettings()
+    settings, train_nodes = SlurmSettings(), (1, 1)
     if options.config:
-        settings = configuration.load(recipe.Config, options.config, options.overrides).slurm
+        config = configuration.load(recipe.Config, options.config, options.overrides)
+        settings, train_nodes = config.slurm, config.train.fewest_and_most_nodes
     place = options.run.parent if options.run else Path("runs")
-    findings = check.check(settings, place.absolute())
+    findings = check.check(settings, place.absolute(), train_nodes=train_nodes)
     Console(width=None if sys.stdout.isatty() else 140).print(check.table(findings))
     to_do = [finding for finding in findings if finding.must]
     print(f"{len(to_do)} to do" if to_do else "the cluster has all that runs need")

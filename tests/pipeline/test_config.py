@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from pipeline.config import ConfigError, Settings, dump, explain, fault, load
 
@@ -39,6 +39,21 @@ class Outer(Settings):
     """A word."""
     named: dict[str, Inner] = Field(default_factory=dict)
     """More caps, by name."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_written_out(cls, name: str) -> str:
+        if name == "?":
+            raise ValueError("write it out")
+        return name
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Outer:
+        if "wrogn" in self.named:
+            raise fault("did you mean 'wrong'?", "named.wrogn")
+        if "none" in self.named:
+            raise ValueError("it has no place")
+        return self
 
 
 def write(folder: Path, text: str) -> Path:
@@ -94,6 +109,11 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
             "balance.threads=99: balance.threads: too many for the cap",
         ),
         ("balance:\n  threads: 99\n", ["balance.cap=1"], "{path}:2: balance.threads: too many"),
+        ("{}", ["named.wrogn.cap=3"], "named.wrogn.cap=3: named.wrogn: did you mean 'wrong'?"),
+        ("named:\n  a: {}\n", ["named.wrogn.cap=3"], "named.wrogn.cap=3: named.wrogn: did you"),
+        ("named:\n  wrogn: {}\n", [], "{path}:2: named.wrogn: did you mean 'wrong'?"),
+        ("{}", ["name='?'"], "name='?': name: write it out"),
+        ("named: {none: {}}", [], "{path}: it has no place"),
         ("balance:\n  cap: 3\n", ["balance={cap: 0, threads: 1}"], "balance={{cap: 0,"),
         (
             "{}",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import check
+from slurm import check, nodes
 from slurm.check import Finding
 from slurm.probe import Seen
 from slurm.settings import Resources, SlurmSettings
@@ -248,3 +248,43 @@ def test_commands_that_jobs_may_not_use(
     assert len(findings) == 1
     assert findings[0].must == (program == "scontrol")
     assert ("WAIT=1" if program == "sbatch" else "slurm.setup") in findings[0].advice
+
+
+@pytest.mark.parametrize(
+    ("resources", "advice"),
+    [
+        (
+            {"memory_gb": 64},
+            "its nodes have 16 GiB: set slurm.stages.train.memory_gb to that or less",
+        ),
+        ({"memory_gb": 16, "cpus": 8, "constraint": "a100|h100"}, ""),
+        ({"cpus": 20}, "its nodes have 8 cores: set slurm.stages.train.cpus: 8"),
+        (
+            {"cpus": 4, "processes_per_node": 4},
+            "its nodes have 8 cores for 4 processes: set slurm.stages.train.cpus: 2",
+        ),
+        ({"constraint": "v100"}, "they have a100, ib: change slurm.stages.train.constraint"),
+    ],
+)
+def test_what_no_node_has_names_the_setting(resources: dict[str, object], advice: str) -> None:
+    there = nodes.parse("n1|cpu|8|16384|a100,ib\nn2|cpu|4|8192|(null)\nn3|gpu|64|999999|v100")
+    found = to_do(list(check.of_requests(PARTITIONS, GPUS, with_resources(**resources), there)))
+    assert found == ({"slurm.stages.train in cpu": advice} if advice else {})
+
+
+@pytest.mark.parametrize(
+    ("train_nodes", "advice", "must"),
+    [((8, 8), "set train.nodes: 2", True), ((1, 4), "uses 2 at most", False), ((2, 2), "", False)],
+)
+def test_training_needs_as_many_nodes_as_there_are(
+    train_nodes: tuple[int, int], advice: str, must: bool
+) -> None:
+    (found,) = check.of_training(PARTITIONS, SlurmSettings(), train_nodes)
+    assert advice in found.advice and found.must == must and bool(found.advice) == bool(advice)
+
+
+def test_a_job_must_have_time_to_save() -> None:
+    found = to_do(list(check.of_time(SlurmSettings(default=Resources(time_minutes=2)))))
+    (advice,) = found.values()
+    assert advice == "set slurm.default.time_minutes: 9 or more, or lower slurm.signal_seconds"
+    assert not list(check.of_time(SlurmSettings(default=Resources(time_minutes=3))))

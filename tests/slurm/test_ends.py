@@ -37,9 +37,19 @@ def test_tasks_that_raise_die_or_take_too_much_memory_are_tried_again(toy_run: T
     assert toy_run.total == 15 and toy_run.tallies == [1, 2, 2, 2, 1, 1]
     first, second = toy_run.batches()
     reasons = [failure.reason for failure in first.failed.values()]
-    assert any("memory limit is 0.2375 GiB" in reason for reason in reasons), reasons
+    limit = "memory limit is 0.2375 GiB; raise slurm.stages.numbers.memory_gb, now 0.5 GiB for 2"
+    assert any(limit in reason for reason in reasons), reasons
     sizes = sorted(len(chunk) for chunk in second.chunks)
     assert sizes == [1, 1, 1], "what was killed may take its job along: it is alone"
+
+
+def test_a_job_that_slurm_kills_for_memory_says_so_and_what_to_raise(toy_run: ToyRun) -> None:
+    toy_run.configure({"count": 1}, {"attempts": 1, "default": {"memory_gb": 0.02}})
+    code, said = toy_run.build("--wait")
+    assert code == 4, said
+    assert "was killed for memory: it held 0.0" in said, said
+    assert "its limit was 0.0195 GiB; raise slurm.stages.numbers.memory_gb" in said
+    assert "numbers: job" in said and "has 1 task in 1 part\n" in said
 
 
 def test_a_task_that_always_fails_ends_the_run_with_its_log(
