@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,10 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
         own = module.download_image_with_retry
         module.download_image_with_retry = lambda pair, **options: self._fetch(pair)
         try:
-            super().download_shard(row)
+            # It prints every error. On a full disk that fails too, which ends its loop, and its
+            # threads then wait for ever.
+            with redirect_stdout(None), redirect_stderr(None):
+                super().download_shard(row)
         finally:
             module.download_image_with_retry = own
 
