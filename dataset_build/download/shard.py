@@ -14,7 +14,6 @@ import tarfile
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,32 +22,22 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dataset_build import dedup, records, uid_range
-from dataset_build.download import REASONS, STAGE, DownloadSettings, probe
+from dataset_build.download import STAGE, DownloadSettings, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.earlier import Earlier, metadata
+from dataset_build.download.outcome import (
+    NO_OUTCOME,
+    Fetched,
+    count,
+    decoder_reason,
+    outcome_row,
+)
 from dataset_build.download.transport import Transport
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
 if TYPE_CHECKING:
-    from dataset_build.download.staging import Ledger, Picture
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What became of one address before its picture was decoded."""
-
-    reason: str
-    detail: str
-    status: int
-    final_url: str
-    received: int
-    requests: int
-    sha256: bytes = bytes(32)
-    bytes: int = 0
-    kind: str = ""
-    time: int = 0
-    """When it ended, Unix seconds."""
+    from dataset_build.download.staging import Ledger
 
 
 def fetch_shard(attempt: Attempt) -> Stats:
@@ -73,7 +62,7 @@ def fetch_shard(attempt: Attempt) -> Stats:
         stats.counts["pairs_known"] += known is not None
         outcome = known or outcomes[address]
         if pair["url"] != (known or addresses[address])["url"]:  # 1 pair in 10⁹, among 10¹⁰
-            outcome = {**_NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
+            outcome = {**NO_OUTCOME, "status": "fetch_failed", "error": "the hash is taken"}
         record = {name: pair[name] for name in (*records.TEXTS.names, "texts")}
         fetched.append({**outcome, **record})
         if outcome["status"] == "ok":
@@ -144,12 +133,12 @@ def _fetch_all(
     for row, address in enumerate(addresses):
         outcome, failure = fetched[row], ledger.failed.get(row)
         picture = ledger.stored.get(row)
-        _count(stats, outcome, picture)
+        count(stats, outcome, picture)
         reason, detail = outcome.reason, outcome.detail
         if picture is None and reason == "ok":
-            reason, detail = _decoder_reason(failure), failure or ""
+            reason, detail = decoder_reason(failure), failure or ""
         offset = offsets[address] if picture else 0
-        outcomes[address] = _outcome(reason, detail, outcome, picture, tar, offset)
+        outcomes[address] = outcome_row(reason, detail, outcome, picture, tar, offset)
     return outcomes
 
 
@@ -274,16 +263,6 @@ def _size_reason(settings: DownloadSettings, found: probe.Probe) -> tuple[str, s
     return "ok", ""
 
 
-def _decoder_reason(failure: str | None) -> str:
-    """Our name for img2dataset's; the true size may differ from what the header claimed."""
-    names = {
-        "image too small": "too_small",
-        "image area too large": "too_many_pixels",
-        "aspect ratio too large": "too_long",
-    }
-    return names.get(failure or "", "undecodable")
-
-
 def _verify(tar: Path, ledger: Ledger) -> dict[bytes, int]:
     """Read the tar back: where each address's picture lies in it.
 
@@ -306,67 +285,3 @@ def _verify(tar: Path, ledger: Ledger) -> dict[bytes, int]:
     if len(offsets) != len(claimed):
         raise Damaged(f"{tar}: {len(offsets)} pictures read, {len(claimed)} written")
     return offsets
-
-
-def _outcome(
-    reason: str, detail: str, outcome: Fetched, picture: Picture | None, tar: Path, offset: int
-) -> dict[str, Any]:
-    """A row of `records.FETCHED` but for the pair's own columns."""
-    assert reason == "ok" or reason in REASONS, reason
-    result = {
-        **_NO_OUTCOME,
-        "status": "ok" if picture else reason,
-        "error": detail,
-        "http_status": outcome.status,
-        "final_url": outcome.final_url,
-        "fetched": outcome.time,
-        "bytes": outcome.bytes,
-        "format": outcome.kind,
-        "sha256": outcome.sha256,
-    }
-    if picture:
-        result |= {
-            "width": picture.width,
-            "height": picture.height,
-            "original_width": picture.original_width,
-            "original_height": picture.original_height,
-            "staged": tar.name,
-            "staged_offset": offset,
-            "staged_bytes": picture.stored_bytes,
-            "staged_sha256": picture.digest,
-        }
-    return result
-
-
-_NO_OUTCOME: dict[str, Any] = {
-    "status": "",
-    "error": "",
-    "http_status": 0,
-    "final_url": "",
-    "fetched": 0,
-    "bytes": 0,
-    "format": "",
-    "sha256": bytes(32),
-    "width": 0,
-    "height": 0,
-    "original_width": 0,
-    "original_height": 0,
-    "staged": "",
-    "staged_offset": 0,
-    "staged_bytes": 0,
-    "staged_sha256": bytes(32),
-}
-
-
-def _count(stats: Stats, outcome: Fetched, picture: Picture | None) -> None:
-    stats.counts["addresses"] += 1
-    stats.counts["requests"] += outcome.requests
-    stats.counts["bytes_received"] += outcome.received
-    stats.observe("http_status", outcome.status or "none")
-    if picture:
-        stats.counts["pictures"] += 1
-        stats.counts["picture_bytes"] += outcome.bytes
-        stats.observe("format", outcome.kind)
-        short = min(picture.original_width, picture.original_height)
-        stats.observe("original_smaller_side", f"{1 << (short.bit_length() - 1)}+")
-        stats.observe("file_bytes", f"{1 << (outcome.bytes.bit_length() - 1)}+")
