@@ -111,5 +111,5 @@ def test_jobs_of_many_tasks_do_as_many_at_a_time_as_they_have_cores(toy_run: Toy
 def test_what_sbatch_refuses_is_said(toy_run: ToyRun) -> None:
     toy_run.configure(slurm={"default": {"partition": "nowhere"}})
     code, said = toy_run.build()
-    assert code == 1 and "invalid partition specified: nowhere" in said
+    assert code == 2 and "invalid partition specified: nowhere" in said
     assert "Traceback" not in said

@@ -47,8 +47,9 @@ def test_a_job_that_slurm_kills_for_memory_says_so_and_what_to_raise(toy_run: To
     toy_run.configure({"count": 1}, {"attempts": 1, "default": {"memory_gb": 0.02}})
     code, said = toy_run.build("--wait")
     assert code == 4, said
-    assert "was killed for memory: it held 0.0" in said, said
-    assert "its limit was 0.0195 GiB; raise slurm.stages.numbers.memory_gb" in said
+    # By slurmd, or by the executor in the job, whichever looks first.
+    assert "killed for memory" in said and "limit" in said, said
+    assert "raise slurm.stages.numbers.memory_gb" in said
     assert "numbers: job" in said and "has 1 task in 1 part\n" in said
 
 

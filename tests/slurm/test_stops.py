@@ -47,7 +47,7 @@ def test_a_driver_that_fails_overnight_is_in_the_status(
     wait_for(lambda: "partition" in toy_run.driver_log, "the continuation")
     wait_for(lambda: is_idle(cluster), "its end")
     stopped = end(toy_run)
-    assert stopped.startswith("the run stopped at total (") and ", exit code 1): " in stopped
+    assert stopped.startswith("the run stopped at total (") and ", exit code 2): " in stopped
     assert "partition" in stopped
     toy_run.configure()
     code, said = toy_run.build("--wait")
