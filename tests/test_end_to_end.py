@@ -16,6 +16,8 @@ import pytest
 
 from tests import kill_nine
 
+pytestmark = pytest.mark.timeout(600)  # the first builds, trains and evaluates
+
 CONFIG = kill_nine.ROOT / "configs" / "sample.yaml"
 TINY = [
     "sample_web.pairs=300",
@@ -43,7 +45,7 @@ def pipeline(what: str, run: Path, *overrides: str) -> str:
     """Run one command to its end; what it said."""
     command = kill_nine.command(what, CONFIG, run, [*TINY, *overrides])
     done = subprocess.run(
-        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=170, check=False
+        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -169,7 +171,7 @@ def test_shards_do_not_depend_on_how_many_pack_them(
 def verified(folder: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "pipeline", "verify", str(folder)]
     done = subprocess.run(
-        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=170, check=False
+        command, cwd=kill_nine.ROOT, capture_output=True, text=True, timeout=400, check=False
     )
     return done.returncode, done.stdout
 

@@ -17,6 +17,7 @@ import pytest
 from pipeline import files
 from pipeline.config import Settings, load
 from pipeline.lock import RunLock
+from pipeline.manifest import digest
 from pipeline.recipe import Config
 from pipeline.stage import Run
 from tests.train.conftest import TINY_MODEL, Pack, write_paints
@@ -75,9 +76,10 @@ def contents(folder: Path, leave_out: str) -> dict[str, str]:
 def data(pack: Pack, tmp_path: Path) -> Path:
     """A configuration that trains a tiny model on a packed folder."""
     packed = pack(24)
-    described = '{"fingerprint": "f", "pairs_by_shard": [{"name": "00000.tar", "bytes": %d}]}'
     size = (packed / "shards/00000.tar").stat().st_size
-    (packed / "dataset.json").write_text(described % size)
+    described = {"pairs_by_shard": [{"name": "00000.tar", "bytes": size}]}
+    described["fingerprint"] = digest(described)
+    (packed / "dataset.json").write_text(json.dumps(described))
     path = tmp_path / "tiny.yaml"
     path.write_text(f"train: {{data: {{datasets: {{one: {{path: {packed}}}}}}}}}\n")
     return path
@@ -88,7 +90,10 @@ def to_build(tmp_path: Path) -> Path:
     """A configuration with something to build from."""
     (tmp_path / "queries.txt").write_text("red\n")
     (tmp_path / "pool.parquet").touch()
-    text = "queries: {file: [%s]}\nextract: {parquet: [%s]}\n"
+    text = (
+        "queries: {file: [%s]}\nextract: {parquet: [%s]}\n"
+        "download: {contact: https://lab.example/openwit}\n"
+    )
     path = tmp_path / "build.yaml"
     path.write_text(text % (tmp_path / "queries.txt", tmp_path / "pool.parquet"))
     return path

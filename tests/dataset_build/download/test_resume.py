@@ -28,7 +28,7 @@ class Task:
     def __init__(self, web: HostileWeb, run: Path) -> None:
         self.web, self.run = web, run
         self.small = SmallBuild(web, addresses=24, wait_s=0.05, tasks=1)
-        self.small.build(run, last=2)
+        self.small.build(run, last=3)
         (self.planned,) = self.small.planned(run)
         self.addresses = {pair.uid[:8] for pair in self.small.pairs}
 

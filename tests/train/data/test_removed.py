@@ -162,7 +162,7 @@ def test_it_is_looked_at_no_more_often_than_asked(tmp_path: Path) -> None:
 
 
 def test_it_may_be_behind_an_address(tmp_path: Path) -> None:
-    address = f"local://{tmp_path}/removed.txt"
+    address = f"file://{tmp_path}/removed.txt"
     removed = Removed([address], timeout_s=3, every_s=0)
     assert not len(removed)
     _remove(tmp_path, [1])
