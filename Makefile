@@ -109,7 +109,7 @@ slurm-check: setup ## can this cluster do what CONFIG asks of it, and what must 
 	@$(PIPELINE) slurm-check $(CONFIG) --run $(RUN) $(SET)
 
 test: setup test-inputs ## all tests but those that need SLURM
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slurm'
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slurm' -n logical --maxprocesses 8 --dist loadfile
 
 test-slurm: setup test-slurm-inputs ## the tests on a SLURM cluster that they start on this machine
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm
