@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dataset_build.download import STAGE
-from dataset_build.download.journal import Journal
-from pipeline import runner
+from dataset_build.download.journal import Journal, read
+from pipeline import manifest, runner, tar
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
@@ -129,3 +129,44 @@ def test_another_plan_takes_over_what_a_stopped_one_has_begun(task: Task) -> Non
     for one in planned:
         runner.work_on(Run(task.run, config), STAGE, one, 1, StopFlag())
     assert set(task.small.asked()) == task.addresses - kept
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a cut", "a torn manifest"])
+def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: str) -> None:
+    """The rest is taken from where the task had published it."""
+    done = task()
+    folder = task.run / "download"
+    (path,) = folder.glob("store/*/staged-*.tar")
+    data = path.read_bytes()
+    with tar.opened(path) as handle:
+        ended = list(read(handle))
+    pictures = [n for n, (_, outcome, _) in enumerate(ended) if outcome["status"] == "ok"]
+    first = pictures[len(pictures) // 2]
+    address, _, at = ended[first]
+    lost: set[bytes] = set()
+    if damage == "a flipped bit":
+        path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
+        assert len(manifest.damage(folder, done)) == 1
+        manifest.discard(folder, done)
+        lost = {address}
+    elif damage == "a cut":
+        path.write_bytes(data[: at + 9])
+        lost = {address for address, *_ in ended[first:]}
+    else:
+        record = manifest.manifest_path(folder, task.planned.fingerprint)
+        record.write_bytes(record.read_bytes()[:50])
+    manifest.withdraw(folder, task.planned.fingerprint)
+    again = task()
+    assert set(task.small.asked()) == lost
+    assert again.stats.counts["addresses_resumed"] == len(task.addresses) - len(lost)
+    assert (again.stats.rows_out, again.stats.dropped) == (done.stats.rows_out, done.stats.dropped)
+    assert not manifest.damage(folder, again)
+
+
+def test_a_lost_tar_of_other_settings_is_not_taken(task: Task) -> None:
+    manifest.discard(task.run / "download", task())
+    settings = task.small.config.download.model_copy(update={"encode_quality": 80})
+    task.small.config = task.small.config.model_copy(update={"download": settings})
+    (task.planned,) = task.small.planned(task.run)
+    assert task().stats.counts["addresses_resumed"] == 0
+    assert set(task.small.asked()) == task.addresses
