@@ -12,12 +12,9 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
-from multiprocessing import get_context
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,8 @@ import pyarrow as pa
 import simplejpeg
 import xxhash
 
-from dataset_build import pack, records
+from dataset_build import pack, processes, records
 from pipeline import files, tar
-from pipeline.local import die_with_parent
 from pipeline.manifest import digest
 from pipeline.tar import BrokenTar, Member, Tar
 
@@ -120,10 +116,10 @@ def verify(
     total = sum(shard.bytes for shard in shards)
     count = workers or os.cpu_count() or 1
     done, last, gone = 0, b"", b""
-    with _processes(count if total > _AT_ONCE else 1) as each:
-        check = partial(_check, folder, indexed, decodes and indexed)
-        for found in each(check, _batches(shards, count)):
-            for one in found:
+    check = partial(_check, folder, indexed, decodes and indexed)
+    try:
+        with processes.mapping(count if total > _AT_ONCE else 0) as each:
+            for one in chain.from_iterable(each(check, _batches(shards, count))):
                 faults += one.faults
                 done += one.size
                 gone += one.gone
@@ -131,6 +127,10 @@ def verify(
                     faults.append(Fault("index.parquet", f"{one.uids[0].hex()} is out of order"))
                 last = one.uids[1] if one.uids else last
                 tick(done, total)
+    except processes.Killed as killed:
+        what = "for want of memory or by a picture; not all shards are checked: `--workers 1` tells"
+        what += " which, `--no-decode` decodes no picture"
+        faults.append(Fault("shards", f"{killed}, {what}"))
     if faults or not all(shard.has_part for shard in shards):
         return faults
     if hashlib.sha256(gone).hexdigest() != described["removed"]["sha256"]:
@@ -215,6 +215,7 @@ def _check(folder: Path, indexed: bool, decodes: bool, shards: Sequence[_Shard])
     except (OSError, pa.ArrowException) as error:
         what = f"{_unreadable(error)}, where it has {shards[len(found)].name}"
         found.append(_Found([Fault("index.parquet", what)], None, 0))
+    processes.note("")
     return found
 
 
@@ -265,6 +266,7 @@ def _check_shard(
             faults += _structure(source, rows)
             faults += _misled(shard, rows or [])
             for row in rows or []:
+                processes.note(f"sample {row['uid'].hex()} of {shard.name}")
                 faults += [f"sample {row['uid'].hex()}: {w}" for w in _sample(source, row, decodes)]
     except OSError as error:
         faults.append(_unreadable(error))
@@ -354,21 +356,3 @@ def _undecodable(picture: memoryview, width: int, height: int) -> str:
     except ValueError as error:
         return f"its picture cannot be decoded ({error})"
     return ""
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[Callable[..., Any]]:
-    """`map` over as many processes, or in this one."""
-    if count == 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (os.getpid(),))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(parent: int) -> None:
-    os.environ["OPENWIT_PARENT"] = str(parent)
-    die_with_parent()

@@ -159,6 +159,33 @@ def test_an_index_that_is_cut_elsewhere_than_the_shards(folder: Path) -> None:
         assert said(folder, decodes=False) == []
 
 
+KILLS = """
+import os, signal
+
+def decode_jpeg_header(picture):
+    if bytes(picture) == open({file!r}, "rb").read():
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ValueError("not decoded here")
+"""
+
+
+def test_a_picture_that_kills_its_decoder_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = row_of(folder, "00001.tar", 3)
+    at, size = row["image_offset"], row["image_bytes"]
+    file = tmp_path / "picture"
+    file.write_bytes((folder / "shards/00001.tar").read_bytes()[at : at + size])
+    (tmp_path / "simplejpeg.py").write_text(KILLS.format(file=str(file)))
+    monkeypatch.syspath_prepend(str(tmp_path))  # the processes of the pool have it too
+    monkeypatch.setattr("dataset_build.verify._AT_ONCE", 0)
+    for workers in (1, 2):
+        killed = said(folder, workers=workers)[-1]
+        assert killed.startswith("shards: a process that read ")
+        assert f"sample {row['uid'].hex()} of 00001.tar" in killed
+    assert said(folder, workers=1, decodes=False) == []
+
+
 def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Change rows of the index, and let all checksums and the fingerprint agree with that; its
     parts are left out."""
