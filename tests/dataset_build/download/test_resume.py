@@ -14,7 +14,8 @@ import pytest
 
 from dataset_build.download import STAGE
 from dataset_build.download.journal import Journal, read
-from pipeline import manifest, runner, tar
+from pipeline import files, manifest, runner, tar
+from pipeline.__main__ import main
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
@@ -170,3 +171,23 @@ def test_a_lost_tar_of_other_settings_is_not_taken(task: Task) -> None:
     (task.planned,) = task.small.planned(task.run)
     assert task().stats.counts["addresses_resumed"] == 0
     assert set(task.small.asked()) == task.addresses
+
+
+def test_after_damage_the_command_and_a_build_give_the_same_shards(
+    web: HostileWeb, tmp_path: Path
+) -> None:
+    small, run = SmallBuild(web, addresses=24), tmp_path / "run"
+    small.build(run)
+    before = {path.name: files.sha256(path) for path in run.glob("pack/out/shards/*.tar")}
+    path = sorted(run.glob("download/out/staged-*.tar"))[1]
+    with tar.opened(path) as handle:
+        address, _, at = next(entry for entry in read(handle) if entry[2])
+    with path.open("r+b") as stream:
+        stream.seek(at + 9)
+        stream.write(b"?!")
+    web.hits.clear()
+    assert main(["verify", str(run)]) == 5
+    small.build(run)
+    assert set(small.asked()) == {address}
+    assert {p.name: files.sha256(p) for p in run.glob("pack/out/shards/*.tar")} == before
+    assert main(["verify", str(run)]) == 0
