@@ -17,9 +17,11 @@ LIST    ?=
 REASON  ?=
 STAGE   ?=
 TASK    ?=
+NO_DECODE ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON STAGE TASK PYTHON
+KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON STAGE TASK \
+           NO_DECODE PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
 $(if $(strip $(UNKNOWN)),$(error unknown variable $(UNKNOWN); the variables are: $(KNOWN)))
@@ -48,6 +50,7 @@ help: ## list the targets and variables
 	@echo '  NUMBERS="--from runs/x" what `make plan` reckons with'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
 	@echo '  LIST=x REASON="..."     what `make purge` removes, and why'
+	@echo '  NO_DECODE=1             `make verify` compares the bytes of pictures and decodes none'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
 setup: $(STAMP) ## make .venv with everything that the project needs
@@ -93,7 +96,7 @@ cancel: setup ## end the jobs that RUN has on a cluster; the same command goes o
 	@$(PIPELINE) cancel $(RUN)
 
 verify: setup ## read every published file of RUN again and compare checksums
-	@$(PIPELINE) verify $(RUN)
+	@$(PIPELINE) verify $(RUN) $(if $(WORKERS),--workers $(WORKERS)) $(if $(NO_DECODE),--no-decode)
 
 purge: setup ## remove what LIST names from RUN: addresses, domains, hashes, uids
 	@$(PIPELINE) purge $(RUN) $(LIST) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) \

@@ -51,7 +51,7 @@ _FETCHED = (
 )
 
 
-_REMOVED = b"openwit.removed"
+REMOVED = b"openwit.removed"
 """Metadata of a shard's part of the index: the uids that it is without, one after the other."""
 
 
@@ -162,7 +162,7 @@ def work(attempt: Attempt) -> Stats:
             attempt.progress(len(index), len(uids), "pairs")
         tar.finish(shard)
     part = attempt.folder / f"index-{params['shard']}.parquet"
-    schema = records.INDEX.with_metadata({_REMOVED: b"".join(gone)})
+    schema = records.INDEX.with_metadata({REMOVED: b"".join(gone)})
     pq.write_table(pa.Table.from_pylist(index, schema=schema), part, compression="zstd")
     stats = Stats(rows_in=len(uids), rows_out=len(index))
     if gone:
@@ -276,7 +276,7 @@ def _gather(attempt: Attempt) -> Stats:
         for part, shard in zip(parts, shards, strict=True):
             attempt.stop.check()
             table = pq.read_table(part)
-            gone += table.schema.metadata[_REMOVED]
+            gone += table.schema.metadata[REMOVED]
             samples[f"shards/{shard.name}"] = len(table)
             writer.write_table(table.replace_schema_metadata())
             attempt.progress(len(samples), len(parts), "shards")

@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ import pyarrow as pa
 import simplejpeg
 import xxhash
 
-from dataset_build import pack, records
+from dataset_build import pack, processes, records
 from pipeline import files, tar
-from pipeline.local import die_with_parent
 from pipeline.manifest import digest
 from pipeline.tar import BrokenTar, Member, Tar
 
@@ -36,6 +34,7 @@ _SAID = 20
 """Faults of a shard that are said one by one."""
 _MAX_PIXELS = 100_000_000
 _SHARD = re.compile(r"[0-9]{5,}\.tar")
+_PARTS = "index-*.parquet"
 _KINDS = (("image", "jpg"), ("text", "txt"), ("json", "json"))
 
 
@@ -61,10 +60,16 @@ class _Shard:
     first: int
     """Row of its first sample in the index."""
     samples: int
+    has_part: bool = False
+    """Whether its part of the index must be there and agree."""
 
     @property
     def file(self) -> str:
         return f"shards/{self.name}"
+
+    @property
+    def part(self) -> str:
+        return f"index-{self.name.removesuffix('.tar')}.parquet"
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ class _Found:
     faults: list[Fault]
     uids: tuple[bytes, bytes] | None
     """First and last in the index."""
-    bytes: int
+    size: int
+    """Bytes of the shard."""
+    gone: bytes = b""
+    """Uids that were removed, as its part of the index has them."""
 
 
 def verify(
@@ -95,30 +103,39 @@ def verify(
     if described:
         faults += _index_faults(folder, described, known)
         indexed = not faults
-        shards = list(_shards(described, known))
+        shards = list(_shards(described, known, _parts(folder, known)))
     else:
         shards = [
             _Shard(path.name, path.stat().st_size, "", 0, 0)
             for path in sorted((folder / "shards").glob("*.tar"))
         ]
-    named = {shard.name for shard in shards}
-    for path in sorted((folder / "shards").glob("*")):
-        if path.name not in named:
-            faults.append(Fault(f"shards/{path.name}", "is no part of the dataset"))
+    named = {name for shard in shards for name in (shard.file, shard.part)}
+    for path in sorted((*folder.glob("shards/*"), *folder.glob(_PARTS))):
+        if (name := path.relative_to(folder).as_posix()) not in named:
+            faults.append(Fault(name, "is no part of the dataset"))
     total = sum(shard.bytes for shard in shards)
     count = workers or os.cpu_count() or 1
-    done, last = 0, b""
-    with _processes(count if total > _AT_ONCE else 1) as each:
-        check = partial(_check, folder, indexed, decodes and indexed)
-        for found in each(check, _batches(shards, count)):
-            for one in found:
+    done, last, gone = 0, b"", b""
+    check = partial(_check, folder, indexed, decodes and indexed)
+    try:
+        with processes.mapping(count if total > _AT_ONCE else 0) as each:
+            for one in chain.from_iterable(each(check, _batches(shards, count))):
                 faults += one.faults
-                done += one.bytes
+                done += one.size
+                gone += one.gone
                 if one.uids and one.uids[0] <= last:
                     faults.append(Fault("index.parquet", f"{one.uids[0].hex()} is out of order"))
                 last = one.uids[1] if one.uids else last
                 tick(done, total)
-    return faults
+    except processes.Killed as killed:
+        what = "for want of memory or by a picture; not all shards are checked: `--workers 1` tells"
+        what += " which, `--no-decode` decodes no picture"
+        faults.append(Fault("shards", f"{killed}, {what}"))
+    if faults or not all(shard.has_part for shard in shards):
+        return faults
+    if hashlib.sha256(gone).hexdigest() != described["removed"]["sha256"]:
+        return [Fault(_PARTS, "other uids were removed than dataset.json says")]
+    return []
 
 
 def _description(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
@@ -130,24 +147,35 @@ def _description(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
         names = [shard["name"] for shard in values["pairs_by_shard"]]
         if values["fingerprint"] != digest(rest) or text != pack.written(values):
             what = "its fingerprint is not that of what it says"
+        elif not all(isinstance(values[of]["sha256"], str) for of in ("index", "removed")):
+            what = "is not what was written"
         elif strange := [name for name in names if not _SHARD.fullmatch(name)]:
             what = f"{strange[0]!r} is no name of a shard"
         else:
             return values, []
     except OSError as error:
-        what = f"cannot be read ({error.strerror})"
+        what = _unreadable(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         what = "is not what was written"
     return {}, [Fault("dataset.json", f"{what}; the shards are compared with nothing")]
 
 
-def _shards(described: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[_Shard]:
+def _parts(folder: Path, known: Mapping[str, str]) -> Callable[[str], bool]:
+    """Which parts of the index are to be read. Who copies a dataset takes all of them or none."""
+    are_there = any(folder.glob(_PARTS))
+    return lambda name: are_there and name not in known
+
+
+def _shards(
+    described: Mapping[str, Any], known: Mapping[str, str], has_part: Callable[[str], bool]
+) -> Iterator[_Shard]:
     first = 0
-    for shard in described["pairs_by_shard"]:
-        read = known.get(f"shards/{shard['name']}") == shard["sha256"]
-        sha256 = "" if read else shard["sha256"]
-        yield _Shard(shard["name"], shard["bytes"], sha256, first, shard["samples"])
-        first += shard["samples"]
+    for entry in described["pairs_by_shard"]:
+        read = known.get(f"shards/{entry['name']}") == entry["sha256"]
+        sha256 = "" if read else entry["sha256"]
+        shard = _Shard(entry["name"], entry["bytes"], sha256, first, entry["samples"])
+        yield replace(shard, has_part=has_part(shard.part))
+        first += shard.samples
 
 
 def _index_faults(
@@ -163,7 +191,7 @@ def _index_faults(
             if (rows := parquet.metadata.num_rows) != described["samples"]:
                 return [Fault(name, f"{rows} rows, but {described['samples']} samples")]
     except (OSError, pa.ArrowException) as error:
-        return [Fault(name, f"cannot be read ({error})")]
+        return [Fault(name, _unreadable(error))]
     return []
 
 
@@ -179,26 +207,49 @@ def _check(folder: Path, indexed: bool, decodes: bool, shards: Sequence[_Shard])
     found = []
     try:
         with files.open_parquet(folder / "index.parquet") as index:
+            starts = _starts(index)
             for shard in shards:
-                rows = _rows(index, shard.first, shard.samples)
-                found.append(_check_shard(folder, shard, rows, decodes))
+                rows = _rows(index, starts, shard.first, shard.samples)
+                one = _check_shard(folder, shard, rows.to_pylist(), decodes)
+                found.append(_with_part(folder, shard, rows, one) if shard.has_part else one)
     except (OSError, pa.ArrowException) as error:
-        what = f"cannot be read where it has {shards[len(found)].name} ({error})"
+        what = f"{_unreadable(error)}, where it has {shards[len(found)].name}"
         found.append(_Found([Fault("index.parquet", what)], None, 0))
+    processes.note("")
     return found
 
 
-def _rows(index: Any, first: int, count: int) -> list[dict[str, Any]]:
+def _starts(index: Any) -> list[int]:
+    """The first row of each row group, and the number of all rows."""
+    groups = range(index.num_row_groups)
+    return list(accumulate((index.metadata.row_group(n).num_rows for n in groups), initial=0))
+
+
+def _rows(index: Any, starts: Sequence[int], first: int, count: int) -> pa.Table:
     """Rows of the index, which has a row group for each shard or cuts them otherwise."""
-    rows: list[dict[str, Any]] = []
-    start = 0
-    for group in range(index.num_row_groups):
-        stop = start + index.metadata.row_group(group).num_rows
-        low, high = max(first, start), min(first + count, stop)
-        if low < high:
-            rows += index.read_row_group(group).slice(low - start, high - low).to_pylist()
-        start = stop
-    return rows
+    low, high = bisect_right(starts, first) - 1, bisect_left(starts, first + count)
+    groups = list(range(low, min(high, len(starts) - 1)))
+    return index.read_row_groups(groups).slice(first - starts[low], count)
+
+
+def _with_part(folder: Path, shard: _Shard, rows: pa.Table, found: _Found) -> _Found:
+    """What was found of a shard, and whether its part of the index says the same as the whole."""
+    what, gone = "", b""
+    try:
+        with files.open_parquet(folder / shard.part) as part:
+            gone = (part.schema_arrow.metadata or {}).get(pack.REMOVED, b"")
+            if not part.read().equals(rows):
+                what = "says other than index.parquet"
+    except (OSError, pa.ArrowException) as error:
+        what = _unreadable(error)
+    more = [Fault(shard.part, what)] if what else []
+    return replace(found, faults=found.faults + more, gone=gone)
+
+
+def _unreadable(error: Exception) -> str:
+    """Said in one line; pyarrow's errors have several."""
+    number = getattr(error, "errno", None)
+    return f"cannot be read ({os.strerror(number) if number else ' '.join(str(error).split())})"
 
 
 def _check_shard(
@@ -215,9 +266,10 @@ def _check_shard(
             faults += _structure(source, rows)
             faults += _misled(shard, rows or [])
             for row in rows or []:
+                processes.note(f"sample {row['uid'].hex()} of {shard.name}")
                 faults += [f"sample {row['uid'].hex()}: {w}" for w in _sample(source, row, decodes)]
     except OSError as error:
-        faults.append(f"cannot be read ({error.strerror})")
+        faults.append(_unreadable(error))
     if len(faults) > _SAID:
         faults[_SAID:] = [f"and {len(faults) - _SAID} faults more"]
     uids = (rows[0]["uid"], rows[-1]["uid"]) if rows else None
@@ -304,21 +356,3 @@ def _undecodable(picture: memoryview, width: int, height: int) -> str:
     except ValueError as error:
         return f"its picture cannot be decoded ({error})"
     return ""
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[Callable[..., Any]]:
-    """`map` over as many processes, or in this one."""
-    if count == 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (os.getpid(),))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(parent: int) -> None:
-    os.environ["OPENWIT_PARENT"] = str(parent)
-    die_with_parent()

@@ -3,21 +3,26 @@
 `python -m tests.mutations FOLDER 10000` damages a copy of a run's pack/out so many times, in turns:
 bits flipped, 4 KiB pages zeroed, 512 B blocks dropped, doubled and exchanged; and each file cut at
 every 512 B. `verify` must notice all of it, and so must its structure and hashes without the
-checksums of whole files. Training notices what it reads.
+checksums of whole files. Training notices what it reads. With a run as FOLDER it damages every file
+that the run has published, in all these ways, adds to it and deletes it, and asks the command.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from dataset_build.verify import verify
+from pipeline.__main__ import main as command
 from train.data import storage
 from train.data.index import DatasetError, open_dataset
 
@@ -100,6 +105,47 @@ def training_notices(folder: Path) -> bool:
     return False
 
 
+def cut(data: bytearray, draw: random.Random) -> None:
+    del data[draw.randrange(len(data)) :]
+
+
+def grow(data: bytearray, draw: random.Random) -> None:
+    data += draw.randbytes(draw.randrange(1, BLOCK))
+
+
+KINDS_OF_RUNS = (flip, zero, cut, grow, None)
+"""What befalls a file of a run; None: it is deleted."""
+
+
+def published(run: Path) -> list[Path]:
+    """Every file that the stages of a run have published, as builds read them."""
+    return sorted(path for path in run.glob("*/store/**/*") if path.is_file())
+
+
+def befall(path: Path, kind: Callable[..., None] | None, draw: random.Random) -> None:
+    """Damage a published file, under all of its names."""
+    if kind is None:
+        stage = path.parents[path.parts[::-1].index("store")]
+        same = [p for p in (stage / "out").rglob("*") if p.samefile(path)]
+        for name in (path, *same):
+            name.unlink()
+        return
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    while damaged == whole:
+        kind(damaged, draw)
+    path.write_bytes(damaged)
+
+
+def command_notices(run: Path) -> bool:
+    """Whether the command says so, and leaves with the code for damage."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        code = command(["verify", str(run), "--no-decode"])
+    assert (code == 0) is said.getvalue().startswith("all "), said.getvalue()
+    return code == 5
+
+
 WITNESSES: dict[str, Callable[[Path], bool]] = {
     "verify": verify_notices,
     "structure": structure_notices,
@@ -124,7 +170,28 @@ def sweep(folder: Path, name: str, count: int, seed: int = 0) -> Tally:
     return tally
 
 
+def sweep_run(source: Path, count: int) -> int:
+    """Damage published files of a run in turns, each in every way at least once; those missed."""
+    draw = random.Random(0)
+    tally: Tally = Counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        names = [path.relative_to(source) for path in published(source)]
+        cases = [(name, kind) for kind in KINDS_OF_RUNS for name in names]
+        for number in range(max(count, len(cases))):
+            name, kind = cases[number % len(cases)]
+            subprocess.run(["cp", "-a", source, run], check=True)
+            befall(run / name, kind, draw)
+            what = kind.__name__ if kind else "delete"
+            tally[name.suffix, what, "all"] += 1
+            tally[name.suffix, what, "verify"] += command_notices(run)
+            shutil.rmtree(run)
+    return summary(tally)
+
+
 def main(source: Path, count: int) -> int:
+    if (source / "stages.json").exists():
+        return sweep_run(source, count)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
         shutil.copytree(source, folder)
@@ -133,6 +200,11 @@ def main(source: Path, count: int) -> int:
         tally: Tally = Counter()
         for name, part in ((shards[0], 0.6), ("index.parquet", 0.3), ("dataset.json", 0.1)):
             tally += sweep(folder, name, int(part * count))
+    return summary(tally)
+
+
+def summary(tally: Tally) -> int:
+    """Print what was noticed; 1 if `verify` missed something."""
     kinds = sorted({key[:2] for key in tally})
     missed = 0
     for suffix, kind in kinds:

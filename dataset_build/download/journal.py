@@ -20,9 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from dataset_build import uid_range
+from dataset_build.download.earlier import MARK
 from pipeline import tar
-from pipeline.manifest import Damaged
+from pipeline.manifest import Damaged, everything
 from pipeline.stage import Attempt
 
 log = logging.getLogger(__name__)
@@ -96,10 +99,12 @@ class Journal:
                 self._write(end.getvalue())
 
 
-def read(handle: tar.Tar) -> Iterator[tuple[bytes, Outcome, int]]:
+def read(handle: tar.Tar, *, passes_damage: bool = False) -> Iterator[tuple[bytes, Outcome, int]]:
     """The addresses that ended in a tar: outcome, and the place of the picture's bytes (or 0).
 
-    Raises `Damaged` at the first byte that is not as it was written, a missing end included.
+    Raises `Damaged` at the first byte that is not as it was written, a missing end included. With
+    `passes_damage`, an address whose picture or outcome has changed is passed over; where the tar's
+    own structure is broken it still raises.
     """
     picture: tuple[str, int, int, bytes] | None = None  # key, offset, size and digest
     try:
@@ -109,13 +114,17 @@ def read(handle: tar.Tar) -> Iterator[tuple[bytes, Outcome, int]]:
             if kind == "jpg" and picture is None:
                 picture = key, member.offset, member.size, hashlib.sha256(data).digest()
                 continue
-            outcome = _decode(handle, member.name, data)
-            claimed = (outcome["staged_bytes"], outcome["staged_sha256"])
-            own = picture or (key, 0, 0, bytes(32))
-            if (key, *claimed) != (own[0], *own[2:]):
-                raise Damaged(f"{handle.name}: {member.name} does not belong to its picture")
+            own, picture = picture or (key, 0, 0, bytes(32)), None
+            try:
+                outcome = _decode(handle, member.name, data)
+                claimed = (outcome["staged_bytes"], outcome["staged_sha256"])
+                if (key, *claimed) != (own[0], *own[2:]):
+                    raise Damaged(f"{handle.name}: {member.name} does not belong to its picture")
+            except Damaged:
+                if passes_damage:
+                    continue
+                raise
             yield bytes.fromhex(key), outcome, own[1]
-            picture = None
     except tar.BrokenTar as broken:
         raise Damaged(str(broken)) from None
     if picture:
@@ -126,7 +135,8 @@ class Unfinished:
     """What attempts that never were published have left: outcomes of addresses, and pictures.
 
     Attempts at tasks of another plan count too, if their settings make the same pictures. Others
-    may still write to these tars; they are only read, as far as they are whole.
+    may still write to these tars; they are only read, as far as they are whole. So are tars that
+    the task had published, if it is done again because some of its files are damaged.
     """
 
     def __init__(self, attempt: Attempt, marks: str, wanted: Collection[bytes]) -> None:
@@ -143,6 +153,8 @@ class Unfinished:
             low, high = uid_range.of_file(path.name.partition(".")[0])
             if low[:8] <= last and high[:8] >= first:
                 self._take(path, wanted, attempt.stop.check)
+        for path in _lost(attempt, marks):
+            self._take(path, wanted, attempt.stop.check)
 
     def _take(self, path: Path, wanted: Collection[bytes], check: Callable[[], None]) -> None:
         try:
@@ -151,7 +163,7 @@ class Unfinished:
             return
         before = len(self._places)
         try:
-            for address, outcome, offset in read(handle):
+            for address, outcome, offset in read(handle, passes_damage=True):
                 check()
                 if address in wanted:
                     self._places.setdefault(address, _Place(handle, outcome, offset))
@@ -180,6 +192,27 @@ class Unfinished:
 
     def __exit__(self, *error: object) -> None:
         self._handles.close()
+
+
+def _lost(attempt: Attempt, marks: str) -> list[Path]:
+    """The tars that this task has published and that no manifest names any more.
+
+    With what settings they were made, the table beside them says; without it they are not used.
+    """
+    stage_folder = attempt.run.stage_folder(attempt.task.stage)
+    folders = set(stage_folder.glob(f"store/{attempt.task.index:05d}.*")) - {attempt.folder}
+    if folders:
+        folders -= {stage_folder / "store" / done.store for done in everything(stage_folder)}
+    found: list[Path] = []
+    for folder in sorted(folders):
+        try:
+            (table,) = folder.glob("fetched-*.parquet")
+            own = (pq.read_schema(table).metadata or {}).get(MARK, b"").decode()
+        except (ValueError, OSError):  # none, or it cannot be read; or the folder has just gone
+            continue
+        if own.startswith(marks):
+            found += sorted(folder.glob("staged-*.tar"))
+    return found
 
 
 @dataclass(frozen=True)

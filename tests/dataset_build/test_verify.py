@@ -16,6 +16,7 @@ import pytest
 
 from dataset_build import pack
 from dataset_build.verify import verify
+from pipeline.__main__ import main
 from tests import mutations
 from tests.dataset_build.test_pack import Pack, packed  # noqa: F401
 
@@ -108,8 +109,88 @@ def test_missing_cut_and_strange_shards(folder: Path) -> None:
     assert said(folder) == ["shards/00003.tar: is no part of the dataset"]
 
 
+def test_parts_of_the_index_are_those_of_the_whole(folder: Path) -> None:
+    """Of a copy: their checksums are in no file of it, but the whole says what they must say."""
+    first, second, third = sorted(folder.glob("index-*.parquet"))
+    whole = second.read_bytes()
+    second.write_bytes(whole[:50])
+    third.unlink()
+    said_of = [fault.partition(": ") for fault in said(folder)]
+    assert [(name, what[:14]) for name, _, what in said_of] == [
+        ("index-00001.parquet", "cannot be read"),
+        ("index-00002.parquet", "cannot be read"),
+    ]
+    shutil.copy(first, second)
+    assert said(folder)[0] == "index-00001.parquet: says other than index.parquet"
+    second.write_bytes(whole)
+    shutil.copy(first, third.with_name("index-00007.parquet"))
+    assert said(folder) == [
+        "index-00007.parquet: is no part of the dataset",
+        "index-00002.parquet: cannot be read (No such file or directory)",
+    ]
+    for path in folder.glob("index-*.parquet"):
+        path.unlink()  # what is of use to a build alone may be left out
+    assert said(folder) == []
+
+
+def test_parts_say_which_samples_were_removed(folder: Path) -> None:
+    path = folder / "index-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({pack.REMOVED: bytes(16)}), path)
+    (found,) = said(folder)
+    assert "other uids were removed than dataset.json says" in found
+
+
+def test_without_its_description_a_copy_is_a_dataset_still(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "dataset.json").unlink()
+    assert main(["verify", str(folder)]) == 5
+    assert "dataset.json: cannot be read (No such file or directory)" in capsys.readouterr().out
+
+
+def test_an_index_that_is_cut_elsewhere_than_the_shards(folder: Path) -> None:
+    path = folder / "index.parquet"
+    table = pq.read_table(path)
+    shards = json.loads((folder / "dataset.json").read_text())["pairs_by_shard"]
+    for rows in (1, 4, 7, 100):
+        pq.write_table(table, path, row_group_size=rows)
+        (folder / "dataset.json").write_text(pack.description(path, shards, b""))
+        assert said(folder, decodes=False) == []
+
+
+KILLS = """
+import os, signal
+
+def decode_jpeg_header(picture):
+    if bytes(picture) == open({file!r}, "rb").read():
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ValueError("not decoded here")
+"""
+
+
+def test_a_picture_that_kills_its_decoder_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = row_of(folder, "00001.tar", 3)
+    at, size = row["image_offset"], row["image_bytes"]
+    file = tmp_path / "picture"
+    file.write_bytes((folder / "shards/00001.tar").read_bytes()[at : at + size])
+    (tmp_path / "simplejpeg.py").write_text(KILLS.format(file=str(file)))
+    monkeypatch.syspath_prepend(str(tmp_path))  # the processes of the pool have it too
+    monkeypatch.setattr("dataset_build.verify._AT_ONCE", 0)
+    for workers in (1, 2):
+        killed = said(folder, workers=workers)[-1]
+        assert killed.startswith("shards: a process that read ")
+        assert f"sample {row['uid'].hex()} of 00001.tar" in killed
+    assert said(folder, workers=1, decodes=False) == []
+
+
 def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Change rows of the index, and let all checksums and the fingerprint agree with that."""
+    """Change rows of the index, and let all checksums and the fingerprint agree with that; its
+    parts are left out."""
+    for part in folder.glob("index-*.parquet"):
+        part.unlink()
     path = folder / "index.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dataset_build.download import STAGE
-from dataset_build.download.journal import Journal
-from pipeline import runner
+from dataset_build.download.journal import Journal, read
+from pipeline import files, manifest, runner, tar
+from pipeline.__main__ import main
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run
 from pipeline.stop import StopFlag, Stopped
@@ -129,3 +130,64 @@ def test_another_plan_takes_over_what_a_stopped_one_has_begun(task: Task) -> Non
     for one in planned:
         runner.work_on(Run(task.run, config), STAGE, one, 1, StopFlag())
     assert set(task.small.asked()) == task.addresses - kept
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a cut", "a torn manifest"])
+def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: str) -> None:
+    """The rest is taken from where the task had published it."""
+    done = task()
+    folder = task.run / "download"
+    (path,) = folder.glob("store/*/staged-*.tar")
+    data = path.read_bytes()
+    with tar.opened(path) as handle:
+        ended = list(read(handle))
+    pictures = [n for n, (_, outcome, _) in enumerate(ended) if outcome["status"] == "ok"]
+    first = pictures[len(pictures) // 2]
+    address, _, at = ended[first]
+    lost: set[bytes] = set()
+    if damage == "a flipped bit":
+        path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
+        assert len(manifest.damage(folder, done)) == 1
+        manifest.discard(folder, done)
+        lost = {address}
+    elif damage == "a cut":
+        path.write_bytes(data[: at + 9])
+        lost = {address for address, *_ in ended[first:]}
+    else:
+        record = manifest.manifest_path(folder, task.planned.fingerprint)
+        record.write_bytes(record.read_bytes()[:50])
+    manifest.withdraw(folder, task.planned.fingerprint)
+    again = task()
+    assert set(task.small.asked()) == lost
+    assert again.stats.counts["addresses_resumed"] == len(task.addresses) - len(lost)
+    assert (again.stats.rows_out, again.stats.dropped) == (done.stats.rows_out, done.stats.dropped)
+    assert not manifest.damage(folder, again)
+
+
+def test_a_lost_tar_of_other_settings_is_not_taken(task: Task) -> None:
+    manifest.discard(task.run / "download", task())
+    settings = task.small.config.download.model_copy(update={"encode_quality": 80})
+    task.small.config = task.small.config.model_copy(update={"download": settings})
+    (task.planned,) = task.small.planned(task.run)
+    assert task().stats.counts["addresses_resumed"] == 0
+    assert set(task.small.asked()) == task.addresses
+
+
+def test_after_damage_the_command_and_a_build_give_the_same_shards(
+    web: HostileWeb, tmp_path: Path
+) -> None:
+    small, run = SmallBuild(web, addresses=24), tmp_path / "run"
+    small.build(run)
+    before = {path.name: files.sha256(path) for path in run.glob("pack/out/shards/*.tar")}
+    path = sorted(run.glob("download/out/staged-*.tar"))[1]
+    with tar.opened(path) as handle:
+        address, _, at = next(entry for entry in read(handle) if entry[2])
+    with path.open("r+b") as stream:
+        stream.seek(at + 9)
+        stream.write(b"?!")
+    web.hits.clear()
+    assert main(["verify", str(run)]) == 5
+    small.build(run)
+    assert set(small.asked()) == {address}
+    assert {p.name: files.sha256(p) for p in run.glob("pack/out/shards/*.tar")} == before
+    assert main(["verify", str(run)]) == 0
