@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from dataset_build import lists
 from dataset_build.lists import Kind, Lists
 from pipeline import files
 from pipeline.config import ConfigError, MissingInput
-from pipeline.manifest import digest, everything
+from pipeline.manifest import everything
 from pipeline.stage import Run
 
 STATUS = "removed"
@@ -40,7 +40,12 @@ STATUS = "removed"
 KINDS: tuple[Kind, ...] = ("addresses", "domains", "sha256", "uids")
 COLUMNS = ("uid", "url", "final_url", "status", "sha256", "staged_sha256")
 """Of `records.FETCHED`: what entries may name."""
+DONE = "done.json"
+"""In RUN/removed: the requests that were carried out."""
+_RECORD = "request.json"
 _NUMBER = re.compile(r"\d{6,}")
+_DEAD_S = 24 * 3600
+"""A request is written in less."""
 _FEW = 10
 
 Mask = npt.NDArray[np.bool_]
@@ -71,10 +76,18 @@ def folders(run_folder: Path) -> list[Path]:
     return sorted(path for path in below if _NUMBER.fullmatch(path.name))
 
 
-def in_force(run_folder: Path) -> str:
-    """Names the requests that are in force; empty if there are none."""
-    names = [path.name for path in folders(run_folder)]
-    return digest(names) if names else ""
+def in_force(run_folder: Path) -> dict[str, str]:
+    """The requests that are in force: their numbers, and digests of what they are."""
+    return {path.name: files.sha256(path / _RECORD) for path in folders(run_folder)}
+
+
+def carried_out(run_folder: Path) -> dict[str, str]:
+    """The requests that were carried out, as `in_force` has them; also those that are gone."""
+    try:
+        done = json.loads((run_folder / "removed" / DONE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return dict(done["carried_out"])
 
 
 def read(paths: Iterable[Path]) -> Asked:
@@ -130,10 +143,10 @@ def _kind(entry: str) -> Kind:
 
 
 class Tombstones:
-    """What is in force in a run."""
+    """What is in force in a run, or some requests of it."""
 
-    def __init__(self, run_folder: Path) -> None:
-        named = {kind: _named(run_folder, kind) for kind in KINDS}
+    def __init__(self, run_folder: Path, requests: Collection[str] | None = None) -> None:
+        named = {kind: _named(run_folder, kind, requests) for kind in KINDS}
         self._lists = Lists.read({STATUS: named})
         self._by_kind = {kind: Lists.read({STATUS: {kind: named[kind]}}) for kind in KINDS}
 
@@ -174,6 +187,7 @@ def outcomes(run: Run, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
 def ask(run: Run, asked: Asked, reason: str = "") -> Request:
     """Put a request in force. What the loader and later builds read is there as a whole or not."""
     below = run.folder / "removed"
+    _sweep(below)
     private = below / f".{files.attempt_name()}"
     private.mkdir(parents=True)
     try:
@@ -194,7 +208,7 @@ def ask(run: Run, asked: Asked, reason: str = "") -> Request:
             "unknown": len(found.unknown),
             "fingerprint": fingerprint(run.folder),
         }
-        (private / "request.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+        (private / _RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False))
         for path in (*files.walk(private), private):
             files.fsync(path)
         number = _rename(private, below)
@@ -205,8 +219,9 @@ def ask(run: Run, asked: Asked, reason: str = "") -> Request:
 
 
 def _rename(private: Path, below: Path) -> int:
-    """The number that a request gets: the first that is free."""
-    number = len(folders(below.parent)) + 1
+    """The number that a request gets: the first after all that there ever were."""
+    known = [*in_force(below.parent), *carried_out(below.parent)]
+    number = 1 + max(map(int, known), default=0)
     while True:
         try:
             private.rename(below / f"{number:06d}")
@@ -217,6 +232,13 @@ def _rename(private: Path, below: Path) -> int:
             continue
         files.fsync(below)
         return number
+
+
+def _sweep(below: Path) -> None:
+    """Delete what processes left that ended while they wrote a request."""
+    for path in below.glob(".*"):
+        if path.is_dir() and time.time() - path.stat().st_mtime > _DEAD_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(run_folder: Path) -> str:
@@ -230,13 +252,28 @@ def fingerprint(run_folder: Path) -> str:
 
 def requests(run_folder: Path) -> list[dict[str, Any]]:
     """`request.json` of all requests, in their order."""
-    return [json.loads((path / "request.json").read_bytes()) for path in folders(run_folder)]
+    return [request(run_folder, path.name) for path in folders(run_folder)]
 
 
-def uids(run_folder: Path) -> list[str]:
-    """All pairs that were asked for or found, hexadecimal, ascending."""
-    named = (path.read_text().split() for path in _named(run_folder, "uids"))
+def request(run_folder: Path, number: str) -> dict[str, Any]:
+    """`request.json` of one."""
+    found: dict[str, Any] = json.loads((run_folder / "removed" / number / _RECORD).read_bytes())
+    return found
+
+
+def uids(run_folder: Path, requests: Collection[str] | None = None) -> list[str]:
+    """All pairs that were asked for or found, hexadecimal, ascending; or by some requests."""
+    named = (path.read_text().split() for path in _named(run_folder, "uids", requests))
     return sorted({uid for each in named for uid in each})
+
+
+def also_found(run_folder: Path, request: str, more: Iterable[bytes]) -> None:
+    """Add pairs to a request that were fetched while it was made, so that loaders know them."""
+    known = uids(run_folder, [request])
+    both = sorted({*known, *(uid.hex() for uid in more)})
+    if both != known:
+        path = run_folder / "removed" / request / "uids.txt"
+        files.write_atomic(path, "".join(f"{uid}\n" for uid in both))
 
 
 def redacted(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -299,8 +336,13 @@ def _found(run: Run, asked: Asked) -> _Found:
 _DIGESTS = ("sha256", "staged_sha256")
 
 
-def _named(run_folder: Path, kind: Kind) -> list[Path]:
-    return [p for folder in folders(run_folder) if (p := folder / f"{kind}.txt").exists()]
+def _named(run_folder: Path, kind: Kind, requests: Collection[str] | None = None) -> list[Path]:
+    return [
+        path
+        for folder in folders(run_folder)
+        if (requests is None or folder.name in requests)
+        and (path := folder / f"{kind}.txt").exists()
+    ]
 
 
 def _lists(kind: Kind, entries: Iterable[str]) -> Lists:

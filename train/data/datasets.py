@@ -31,13 +31,12 @@ import pyarrow.parquet as pq
 
 from pipeline import files
 from pipeline.local import die_with_parent
-from pipeline.manifest import digest
+from pipeline.manifest import REMOVED, digest
 from pipeline.stage import Attempt
 from pipeline.stop import shielded
 from pipeline.tar import BrokenTar
 from train.data import storage
 from train.data.index import (
-    REMOVED,
     DatasetError,
     Index,
     Part,
