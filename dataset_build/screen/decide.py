@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import dedup, domains, records, selection, uid_range
+from dataset_build import dedup, domains, records, removed, selection, uid_range
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import halves
 from dataset_build.lists import Lists
@@ -110,6 +110,7 @@ class _Decision:
             looked=self._inputs("screen:looked-*"),
             evaluation=self._inputs("screen:evaluation-*"),
             hits=self._inputs("screen:hits-*"),
+            removed=removed.looks(self.attempt.run.folder),
             stats=self.stats,
         )
         for part in self._parts("sha256", "final_url"):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from dataset_build import purge, removed
+from dataset_build import purge, records, removed
+from dataset_build.screen import ScreenSettings
 from pipeline.stage import Run
+from tests.dataset_build import published_build
 from tests.dataset_build.inline import InlineExecutor
 from tests.dataset_build.published_build import Web, picture, run_in
 from train.data.removed import ANY, Removed
@@ -158,3 +166,78 @@ def test_verdicts_on_what_is_exchanged_meanwhile_are_not_kept(tmp_path: Path) ->
     purge.finish(run(), requests)
     assert kept
     assert {"evaluation", "decide"} <= {task.params.get("phase") for task in executor.ran}
+
+
+@pytest.mark.parametrize(
+    ("final", "is_found"),
+    [
+        ("http://cdn.example:80/a/b.jpg", "address, domain"),
+        ("http://CDN.example/a/x/../b.jpg#top", "address, domain"),
+        ("https://cdn.example./a/b.jpg", "address, domain"),
+        (f"http://cdn.example./{'x' * 3000}", "domain"),
+        ("http://cdn.example:8080/a/b.jpg", "domain"),
+        ("http://cdn.other.example/a/b.jpg", ""),
+        ("", ""),
+    ],
+)
+def test_where_a_redirect_ended_is_known_in_any_spelling(
+    tmp_path: Path, final: str, is_found: str
+) -> None:
+    row = {"uid": bytes(16), "url": "http://a.example/1", "final_url": final, "status": "ok"}
+    row |= {"sha256": b"1" * 32, "staged_sha256": b"2" * 32}
+    table = pa.Table.from_pylist(
+        [row, row | {"final_url": row["url"]}, row | {"final_url": None}],
+        pa.schema([records.FETCHED.field(name) for name in removed.COLUMNS]),
+    )
+    for kind, entry in (("address", "http://cdn.example/a/b.jpg"), ("domain", "cdn.example")):
+        run = run_in(tmp_path / kind)
+        _ask(run, entry)
+        rows = removed.Tombstones(run.folder).rows(table)
+        assert rows.tolist() == [kind in is_found, False, False]
+
+
+def _telling(number: int) -> bytes:
+    """A picture with much to see in it; that of 8 is that of 7 in another quality."""
+    seen = 7 if number == 8 else number
+    noise = np.random.default_rng(seen).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    shown = Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
+    shown.save(stream, "JPEG", quality=78 if number == 8 else 80)
+    return stream.getvalue() + hashlib.sha256(str(number).encode()).digest()
+
+
+def test_what_looks_like_it_stays_out_when_screen_decides_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_build, "picture", _telling)
+    web = Web(size=24, parts=2)
+    keeps, copy = sorted((7, 8), key=web.uid)
+
+    def run(name: str, **settings: Any) -> Run:
+        run = run_in(tmp_path / name)
+        screen = ScreenSettings(drop_placeholders=False, **settings)
+        return Run(run.folder, run.config.model_copy(update={"screen": screen}))
+
+    everything = {web.uid(n) for n in range(24)}
+    web.build(run("run"))
+    assert _packed(run("run")) == everything - {web.uid(copy)}
+    _ask(run("run"), web.url(keeps))
+    assert len((run("run").folder / "removed/000001/perceptual.txt").read_text().split()) == 1
+    executor = web.build(run("run", captions_per_picture=5))
+    assert "decide" in {task.params.get("phase") for task in executor.ran}
+    assert _packed(run("run")) == everything - {web.uid(keeps), web.uid(copy)}
+    verdicts = pa.concat_tables(
+        pq.read_table(path) for path in (run("run").folder / "screen/out").glob("screened-*")
+    )
+    (verdict,) = (row for row in verdicts.to_pylist() if row["uid"] == web.uid(copy))
+    assert verdict["reason"] == "removed"
+
+    other = run("other")  # which has neither of them yet
+    removed.ask(other, removed.read(removed.carried(run("run").folder)))
+    InlineExecutor().advance(other, web.stages())
+    assert _packed(other) == everything - {web.uid(keeps), web.uid(copy)}
+
+
+def test_a_picture_with_too_little_to_see_takes_no_other_with_it(run: Run) -> None:
+    _ask(run, WEB.url(7))
+    assert not (run.folder / "removed/000001/perceptual.txt").exists()
