@@ -40,7 +40,8 @@ class Judge:
         self._files, self._near = _exact(evaluation), _near(hits)
         # Named by no plan, as in `download`: it makes no decision anew that stands.
         self._removed = perceptual.Index(removed.astype(">u8").view("u8"))
-        self._removed_distance = settings.listed_distance if len(removed) else None
+        self._listed_distance = settings.listed_distance
+        self._any_removed = len(removed) > 0
         self._stats = stats
 
     def judge(self, name: str, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
@@ -48,7 +49,7 @@ class Judge:
 
         `table` has `uid, url, final_url, sha256`.
         """
-        if self._removed_distance is not None and name in self._looked:
+        if self._any_removed and name in self._looked:
             self._by_removed(self._looked[name], table["uid"], rows, verdicts)
         self._by_lists(table, rows, verdicts)
         if self._files:
@@ -61,7 +62,7 @@ class Judge:
     ) -> None:
         looked = pq.read_table(path, columns=["uid", "pdq"])
         hashes = perceptual.packed(looked["pdq"].to_pylist())
-        near, *_ = self._removed.within(hashes, self._removed_distance)
+        near, *_ = self._removed.within(hashes, self._listed_distance)
         named = looked["uid"].take(pa.array(np.unique(near))).combine_chunks()
         verdicts.drop(pc.is_in(uids, value_set=named).to_numpy(), STATUS, rows)
 
