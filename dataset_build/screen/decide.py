@@ -110,7 +110,7 @@ class _Decision:
             looked=self._inputs("screen:looked-*"),
             evaluation=self._inputs("screen:evaluation-*"),
             hits=self._inputs("screen:hits-*"),
-            removed=removed.looks(self.attempt.run.folder),
+            looks=removed.looks(self.attempt.run.folder),
             stats=self.stats,
         )
         for part in self._parts("sha256", "final_url"):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset_build import removed
 from dataset_build.lists import Lists, ListsSettings
-from dataset_build.removed import STATUS
 from dataset_build.screen import ScreenSettings, perceptual
 from dataset_build.screen.compare import LIST
 from dataset_build.screen.scores import column
@@ -32,16 +32,16 @@ class Judge:
         looked: Sequence[Path],
         evaluation: Sequence[Path],
         hits: Sequence[Path],
-        removed: perceptual.U64,
+        looks: perceptual.U64,
         stats: Stats,
     ) -> None:
         self._scores, self._lists = settings.scores, lists
         self._looked = {path.name.removeprefix("looked-"): path for path in looked}
         self._files, self._near = _exact(evaluation), _near(hits)
         # Named by no plan, as in `download`: it makes no decision anew that stands.
-        self._removed = perceptual.Index(removed.astype(">u8").view("u8"))
+        self._removed = perceptual.Index(looks.astype(">u8").view("u8"))
         self._listed_distance = settings.listed_distance
-        self._any_removed = len(removed) > 0
+        self._any_removed = len(looks) > 0
         self._stats = stats
 
     def judge(self, name: str, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
@@ -64,7 +64,7 @@ class Judge:
         hashes = perceptual.packed(looked["pdq"].to_pylist())
         near, *_ = self._removed.within(hashes, self._listed_distance)
         named = looked["uid"].take(pa.array(np.unique(near))).combine_chunks()
-        verdicts.drop(pc.is_in(uids, value_set=named).to_numpy(), STATUS, rows)
+        verdicts.drop(pc.is_in(uids, value_set=named).to_numpy(), removed.STATUS, rows)
 
     def _by_lists(self, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
         lists = self._lists
