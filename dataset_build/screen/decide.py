@@ -24,12 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import dedup, domains, records, removed, selection, uid_range
+from dataset_build import dedup, domains, records, selection, uid_range
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import halves
 from dataset_build.lists import Lists
 from dataset_build.recap import Survivors, recap
 from dataset_build.screen import ScreenSettings, near
+from dataset_build.screen.alike import Alike
 from dataset_build.screen.captions import Moved
 from dataset_build.screen.duplicates import U32, Files, place_in_group
 from dataset_build.screen.judge import Judge
@@ -110,12 +111,14 @@ class _Decision:
             looked=self._inputs("screen:looked-*"),
             evaluation=self._inputs("screen:evaluation-*"),
             hits=self._inputs("screen:hits-*"),
-            looks=removed.looks(self.attempt.run.folder),
             stats=self.stats,
         )
+        distance = self.settings.listed_distance
+        alike = Alike(self.attempt.run.folder, distance, self._inputs("screen:looked-*"))
         for part in self._parts("sha256", "final_url"):
             uids[part.rows] = np.stack(halves(part.uid), axis=1)
             name = part.path.name.removeprefix("fetched-")
+            alike.drop(name, part.table["uid"], part.rows, self.verdicts)
             judge.judge(name, part.table, part.rows, self.verdicts)
         leader = self._leaders()
         moved, thresholds = self._survivors(leader)

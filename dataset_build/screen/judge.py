@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import removed
 from dataset_build.lists import Lists, ListsSettings
-from dataset_build.screen import ScreenSettings, perceptual
+from dataset_build.screen import ScreenSettings
 from dataset_build.screen.compare import LIST
 from dataset_build.screen.scores import column
 from dataset_build.screen.verdicts import Verdicts
@@ -32,16 +31,11 @@ class Judge:
         looked: Sequence[Path],
         evaluation: Sequence[Path],
         hits: Sequence[Path],
-        looks: perceptual.U64,
         stats: Stats,
     ) -> None:
         self._scores, self._lists = settings.scores, lists
         self._looked = {path.name.removeprefix("looked-"): path for path in looked}
         self._files, self._near = _exact(evaluation), _near(hits)
-        # Named by no plan, as in `download`: it makes no decision anew that stands.
-        self._removed = perceptual.Index(looks.astype(">u8").view("u8"))
-        self._listed_distance = settings.listed_distance
-        self._any_removed = len(looks) > 0
         self._stats = stats
 
     def judge(self, name: str, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
@@ -49,22 +43,11 @@ class Judge:
 
         `table` has `uid, url, final_url, sha256`.
         """
-        if self._any_removed and name in self._looked:
-            self._by_removed(self._looked[name], table["uid"], rows, verdicts)
         self._by_lists(table, rows, verdicts)
         if self._files:
             self._by_evaluation(table["sha256"].to_pylist(), rows, verdicts)
         if self._scores:
             self._by_scores(self._looked[name], rows, verdicts)
-
-    def _by_removed(
-        self, path: Path, uids: pa.ChunkedArray, rows: slice, verdicts: Verdicts
-    ) -> None:
-        looked = pq.read_table(path, columns=["uid", "pdq"])
-        hashes = perceptual.packed(looked["pdq"].to_pylist())
-        near, *_ = self._removed.within(hashes, self._listed_distance)
-        named = looked["uid"].take(pa.array(np.unique(near))).combine_chunks()
-        verdicts.drop(pc.is_in(uids, value_set=named).to_numpy(), removed.STATUS, rows)
 
     def _by_lists(self, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
         lists = self._lists
