@@ -15,12 +15,14 @@ FORMAT  ?= open_clip
 TO      ?=
 LIST    ?=
 REASON  ?=
+FROM    ?=
+LATER   ?=
 STAGE   ?=
 TASK    ?=
 NO_DECODE ?=
 PYTHON  ?= python3
 
-KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON STAGE TASK \
+KNOWN   := CONFIG NUMBERS RUN ON WAIT WORKERS SET NAME FORMAT TO LIST REASON FROM LATER STAGE TASK \
            NO_DECODE PYTHON
 GIVEN   := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) MAKE% MFLAGS CURDIR SHELL,$(GIVEN))
@@ -49,7 +51,8 @@ help: ## list the targets and variables
 	@echo '  ON=slurm WAIT=1         as jobs of a cluster; WAIT=1 stays until all is done'
 	@echo '  NUMBERS="--from runs/x" what `make plan` reckons with'
 	@echo '  FORMAT=open_clip TO=x   what `make export` writes, and where to; or FORMAT=huggingface'
-	@echo '  LIST=x REASON="..."     what `make purge` removes, and why'
+	@echo '  LIST=x REASON="..."     what `make purge` removes, and why; or FROM=runs/y, what y is without'
+	@echo '  LATER=1                 puts that in force, and changes files with the next build only'
 	@echo '  NO_DECODE=1             `make verify` compares the bytes of pictures and decodes none'
 	@echo '  NAME=match              which benchmark `make bench` runs (all of them without it)'
 
@@ -98,9 +101,10 @@ cancel: setup ## end the jobs that RUN has on a cluster; the same command goes o
 verify: setup ## read every published file of RUN again and compare checksums
 	@$(PIPELINE) verify $(RUN) $(if $(WORKERS),--workers $(WORKERS)) $(if $(NO_DECODE),--no-decode)
 
+purge: export REASON := $(REASON)
 purge: setup ## remove what LIST names from RUN: addresses, domains, hashes, uids
 	@$(PIPELINE) purge $(RUN) $(LIST) --on $(ON) $(if $(WAIT),--wait) $(if $(WORKERS),--workers $(WORKERS)) \
-	  $(if $(REASON),--reason '$(REASON)')
+	  $(if $(FROM),--from $(FROM)) $(if $(LATER),--later) $(if $(REASON),--reason "$$REASON")
 
 config: setup ## print CONFIG with every key and its explanation
 	@$(PIPELINE) config $(CONFIG) $(SET)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from pipeline import manifest as published
 from pipeline.config import UserError
 from pipeline.lock import RunInUse, RunLock
 from pipeline.manifest import digest, find
-from pipeline.stage import Run, Stage
+from pipeline.stage import Planned, Run, Stage
 
 log = logging.getLogger(__name__)
 
 KEPT_VERDICTS = redact.SCREEN
 """The stage that need not decide again: a purged dataset is the one that was built, less what was
 removed. Else a cap or a duplicate that comes free would admit others, and move all shards."""
+_CHANGES = ("download", KEPT_VERDICTS)
+"""Stages whose outputs a removal changes."""
 
 
 class RunsNow(UserError):
@@ -54,16 +56,16 @@ class StillThere(UserError):
 
 def is_settled(run_folder: Path) -> bool:
     """Whether all requests have been carried out."""
-    return _state(run_folder) == removed.in_force(run_folder)
+    return not _new(run_folder, removed.in_force(run_folder))
 
 
-def settle(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> str:
-    """Remove what requests name from `download`, if that is not done yet; names those requests.
+def settle(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> Mapping[str, str]:
+    """Remove what requests name from `download`, if that is not done yet; gives those requests.
 
     Raises `RunsNow` if there is something to do and tasks of the run are at work.
     """
     requests = removed.in_force(run.folder)
-    if requests == _state(run.folder):
+    if not _new(run.folder, requests):
         return requests
     with _alone(run.folder):
         known = (run.folder / "stages.json").exists()
@@ -75,62 +77,89 @@ def settle(run: Run, stages: Sequence[Stage], max_failed_tasks: float = 0.0) -> 
                 " and are carried out when `make purge` or `make build-dataset` is called again"
             )
         requests = removed.in_force(run.folder)
+        if not (new := _new(run.folder, requests)):
+            return requests  # another process has done it
         kept = _keep_verdicts(run, stages, max_failed_tasks)
-        redact.captions(run)  # before the texts are gone that it goes by
-        rows = redact.outcomes(run)
+        tombstones = removed.Tombstones(run.folder, requests)
+        redact.captions(run, tombstones)  # before the texts are gone that it goes by
+        found = redact.find(run, tombstones, _uids(run.folder, new))
+        removed.also_found(run.folder, new[-1], found.uids)
+        redact.outcomes(run, found)
         for stage in stages:
             if stage.name == KEPT_VERDICTS and kept:
                 _take_over(run, stage, kept)
-        for name in ("download", KEPT_VERDICTS):
+        for name in _CHANGES:
             _tidy(run, name)
         show_uids(run.folder)
-        log.info("removed: %d pairs lose picture, address and text in download", rows)
+        log.info("removed: %d pairs lose picture, address and text in download",
+                 len(found.uids))  # fmt: skip
     return requests
 
 
-def finish(run: Run, requests: str) -> None:
+def finish(run: Run, requests: Mapping[str, str]) -> None:
     """After the build: delete what no result names any more, see that nothing is left, and log it.
 
+    `requests` are those that `settle` gave; what was asked for since is in force, and not done.
     Raises `StillThere` if files that this build does not make again hold something.
     """
-    if requests == _state(run.folder):
+    show_uids(run.folder)  # there may have been no dataset before
+    if not _new(run.folder, requests):
         return
     with _alone(run.folder):
-        for stage in ("download", KEPT_VERDICTS, "pack"):
+        if not (new := _new(run.folder, requests)):
+            return
+        for stage in (*_CHANGES, "pack"):
             if manifests := run.manifests(stage):
                 published.prune(run.stage_folder(stage), manifests)
-        show_uids(run.folder)
-        _check_all_gone(run)
+        _check_all_gone(run, requests, new)
         (run.folder / "removed" / "verdicts.json").unlink(missing_ok=True)
         record = {
             "time": round(time.time(), 3),
-            "requests": len(removed.folders(run.folder)),
+            "requests": new,
             "samples": _samples(run.folder),
-            "fingerprint_before": removed.requests(run.folder)[-1]["fingerprint"],
+            "fingerprint_before": removed.request(run.folder, new[0])["fingerprint"],
             "fingerprint": removed.fingerprint(run.folder),
         }
         _append(run.folder / "removed" / "log.jsonl", json.dumps(record) + "\n")
-        files.write_atomic(run.folder / "removed" / "done.json", json.dumps({"requests": requests}))
+        done = {"carried_out": {**removed.carried_out(run.folder), **requests}}
+        files.write_atomic(run.folder / "removed" / removed.DONE, json.dumps(done, indent=1))
 
 
-def _check_all_gone(run: Run) -> None:
-    tombstones = removed.Tombstones(run.folder)
-    rows = sum(int(tombstones.rows(table).sum()) for table in removed.outcomes(run))
-    uids = pa.array([bytes.fromhex(uid) for uid in removed.uids(run.folder)], pa.binary(16))
+def _new(run_folder: Path, requests: Mapping[str, str]) -> list[str]:
+    """The numbers of those requests that were not carried out yet."""
+    done = removed.carried_out(run_folder)
+    return [name for name, digest in requests.items() if done.get(name) != digest]
+
+
+def _uids(run_folder: Path, requests: Collection[str] | None) -> list[bytes]:
+    return [bytes.fromhex(uid) for uid in removed.uids(run_folder, requests)]
+
+
+def _check_all_gone(run: Run, requests: Collection[str], new: Collection[str]) -> None:
+    tombstones = removed.Tombstones(run.folder, requests)
+    found = redact.find(run, tombstones, _uids(run.folder, new))
+    rows, members = len(found.uids), redact.left(run, found)
+    samples = packed(run, requests)
+    if rows or members or samples:
+        raise StillThere(
+            f"{run.folder}: {rows} rows of download, {members} files in its tars and {samples}"
+            " samples of pack are of removed pairs still; call `make build-dataset` with a"
+            " configuration that ends at pack, and no other build at the same time"
+        )
+
+
+def packed(run: Run, requests: Collection[str] | None = None) -> int:
+    """How many pairs that requests have removed, or all of them, are in an index of pack."""
+    uids = pa.array(_uids(run.folder, requests), pa.binary(16))
     folder = run.stage_folder("pack")
-    samples = 0
+    found: set[bytes] = set()
     for manifest in published.everything(folder):
         for output in manifest.outputs:
             if output.name.startswith("index"):
                 path = folder / "store" / manifest.store / output.name
                 column = pq.read_table(path, columns=["uid"])["uid"]
-                samples += pc.sum(pc.is_in(column, value_set=uids)).as_py() or 0
-    if rows or samples:
-        raise StillThere(
-            f"{run.folder}: {rows} rows of download and {samples} of pack's index are of removed"
-            " pairs still, which this build did not make again; call `make build-dataset` with a"
-            " configuration that ends at pack, and no other build at the same time"
-        )
+                found.update(column.filter(pc.is_in(column, value_set=uids)).to_pylist())
+    return len(found)
 
 
 def show_uids(run_folder: Path) -> None:
@@ -139,7 +168,7 @@ def show_uids(run_folder: Path) -> None:
     out = run_folder / "pack" / "out"
     if out.exists() and (uids := removed.uids(run_folder)):
         text = "".join(f"{uid}\n" for uid in uids)
-        if not (path := out / "removed.txt").exists() or path.read_text() != text:
+        if not (path := out / published.REMOVED).exists() or path.read_text() != text:
             files.write_atomic(path, text)
 
 
@@ -175,15 +204,6 @@ def _samples(run_folder: Path) -> int:
     return int(description["removed"]["samples"])
 
 
-def _state(run_folder: Path) -> str:
-    """The requests that have been carried out."""
-    try:
-        done = json.loads((run_folder / "removed" / "done.json").read_bytes())
-    except FileNotFoundError:
-        return ""
-    return str(done["requests"])
-
-
 @contextmanager
 def _alone(run_folder: Path) -> Iterator[None]:
     """One process at a time changes files of a run; others wait."""
@@ -217,33 +237,51 @@ def _keep_verdicts(run: Run, stages: Sequence[Stage], max_failed_tasks: float) -
     except UserError:  # an input is gone: there is nothing to go on with
         return []
     kept = [
-        [p.fingerprint, _sameness(stages[place], run, p.task)] for p in fresh.plan(KEPT_VERDICTS)
+        [p.fingerprint, _sameness(stages[place], fresh, p.task)] for p in fresh.plan(KEPT_VERDICTS)
     ]
     files.write_atomic(path, json.dumps(kept))
     return kept
 
 
 def _sameness(stage: Stage, run: Run, task: Any) -> str:
-    """Equal for two tasks that differ in the contents of what they read alone."""
+    """Equal for two tasks that differ at most in what a removal changes of what they read."""
     sections = [getattr(run.config, name).identity() for name in (stage.name, *stage.also)]
-    names = [Path(reference).name for reference in task.reads]
-    return digest([stage.version, sections, dict(task.params), names])
+    reads = [
+        [Path(name).name, "" if name.partition(":")[0] in _CHANGES else run.identity(name)]
+        for name in task.reads
+    ]
+    return digest([stage.version, sections, dict(task.params), reads])
 
 
 def _take_over(run: Run, stage: Stage, kept: list[Any]) -> None:
-    """Let the stage's results stand for the tasks that read what is left."""
+    """Let the stage's results stand for the tasks that read what is left: all of them, or none."""
     folder = run.stage_folder(stage.name)
-    planned: list[Any] = []
-    for phase in range(1 + len(stage.then)):
-        planned += stage.planned(Run(run.folder, run.config), phase, len(planned))
-        for task, (fingerprint, sameness) in zip(planned, kept, strict=False):
-            if _sameness(stage, run, task.task) != sameness:
-                log.warning("%s decides anew: its settings have changed meanwhile", stage.name)
+    fresh = Run(run.folder, run.config)
+    planned: list[Planned] = []
+    try:
+        for phase in range(1 + len(stage.then)):
+            planned += stage.planned(fresh, phase, len(planned))
+            same = [before for _, before in kept[: len(planned)]]
+            if [_sameness(stage, fresh, p.task) for p in planned] != same:
+                log.info("%s decides anew: what it reads has changed meanwhile", stage.name)
                 return
-            before = find(folder, fingerprint)
-            if before is not None and find(folder, task.fingerprint) is None:
-                published.take_over(folder, before, task.fingerprint)
-        run.save_plan(stage.name, planned)
+            # The next phase reads what the tasks before it have published, under either name.
+            known = zip(planned, kept, strict=False)
+            fresh.consider(
+                stage.name,
+                [p if find(folder, p.fingerprint) else replace(p, fingerprint=before)
+                 for p, (before, _) in known],
+            )  # fmt: skip
+    except UserError as error:  # it will be said again where it is to be mended
+        log.info("%s decides anew: %s", stage.name, error)
+        return
+    if len(planned) != len(kept):
+        return
+    for task, (fingerprint, _) in zip(planned, kept, strict=True):
+        before = find(folder, fingerprint)
+        if before is not None and find(folder, task.fingerprint) is None:
+            published.take_over(folder, before, task.fingerprint)
+    run.save_plan(stage.name, planned)
 
 
 def _tidy(run: Run, stage: str) -> None:
@@ -263,7 +301,6 @@ def _tidy(run: Run, stage: str) -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Whole lines only, whatever a full disk or a crash did before."""
+    before = path.read_text("utf-8") if path.exists() else ""
+    files.write_atomic(path, before[: before.rfind("\n") + 1] + line)

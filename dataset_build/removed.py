@@ -2,10 +2,11 @@
 
 RUN/removed/000001/, 000002/, …: one folder a request, made complete under another name and then
 renamed, so that it is in force as a whole or not there; of two requests at the same time each gets
-a number. In it: `addresses.txt`, `domains.txt`, `sha256.txt`, `uids.txt`, lists as `lists` reads
-them, and `request.json`: who, when, why, and what was found. What is asked for by address, digest
-or uid is a picture: its digests, its addresses and its uids are listed too, so it does not come
-back from elsewhere. A domain stands for what lies there; the same file elsewhere stays.
+a number. In it: `addresses.txt`, `domains.txt`, `sha256.txt`, `uids.txt`, `perceptual.txt`, lists
+as `lists` reads them, and `request.json`: who, when, why, and what was found. What is asked for by
+address, digest or uid is a picture: its digests, its addresses and its uids are listed too, so it
+does not come back from elsewhere, and its perceptual hash, by which `screen` knows what looks like
+it when it decides again. A domain stands for what lies there; the same file elsewhere stays.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build import lists
+from dataset_build.extract.urls import canonical
 from dataset_build.lists import Kind, Lists
 from pipeline import files
 from pipeline.config import ConfigError, MissingInput
-from pipeline.manifest import digest, everything
+from pipeline.manifest import everything
 from pipeline.stage import Run
 
 STATUS = "removed"
 """Of a pair in `fetched-*.parquet` whose picture, text and address are gone."""
 
 KINDS: tuple[Kind, ...] = ("addresses", "domains", "sha256", "uids")
+LISTS: tuple[Kind, ...] = (*KINDS, "perceptual")
+"""What a request has a file for."""
 COLUMNS = ("uid", "url", "final_url", "status", "sha256", "staged_sha256")
 """Of `records.FETCHED`: what entries may name."""
+DONE = "done.json"
+"""In RUN/removed: the requests that were carried out."""
+_RECORD = "request.json"
 _NUMBER = re.compile(r"\d{6,}")
+_HOST = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_DEAD_S = 24 * 3600
+"""A request is written in less."""
 _FEW = 10
 
 Mask = npt.NDArray[np.bool_]
@@ -61,7 +71,7 @@ class Request:
 class Asked:
     """Entries of lists, by kind, each once; and where they are from."""
 
-    entries: dict[Kind, dict[str, None]] = field(default_factory=lambda: {k: {} for k in KINDS})
+    entries: dict[Kind, dict[str, None]] = field(default_factory=lambda: {k: {} for k in LISTS})
     sources: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -71,10 +81,18 @@ def folders(run_folder: Path) -> list[Path]:
     return sorted(path for path in below if _NUMBER.fullmatch(path.name))
 
 
-def in_force(run_folder: Path) -> str:
-    """Names the requests that are in force; empty if there are none."""
-    names = [path.name for path in folders(run_folder)]
-    return digest(names) if names else ""
+def in_force(run_folder: Path) -> dict[str, str]:
+    """The requests that are in force: their numbers, and digests of what they are."""
+    return {path.name: files.sha256(path / _RECORD) for path in folders(run_folder)}
+
+
+def carried_out(run_folder: Path) -> dict[str, str]:
+    """The requests that were carried out, as `in_force` has them; also those that are gone."""
+    try:
+        done = json.loads((run_folder / "removed" / DONE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return dict(done["carried_out"])
 
 
 def read(paths: Iterable[Path]) -> Asked:
@@ -82,7 +100,7 @@ def read(paths: Iterable[Path]) -> Asked:
     kind's, such as `domains.txt`. Raises `ConfigError` naming every bad line, up to ten."""
     asked, faults = Asked(), []
     for path in paths:
-        kind: Kind | None = next((kind for kind in KINDS if path.stem == kind), None)
+        kind: Kind | None = next((kind for kind in LISTS if path.stem == kind), None)
         count = 0
         try:
             content = path.read_text("utf-8-sig")
@@ -108,7 +126,7 @@ def read(paths: Iterable[Path]) -> Asked:
 
 def carried(other: Path) -> list[Path]:
     """The lists of another run's requests. Raises `MissingInput` if it has none."""
-    found = [path / f"{kind}.txt" for path in folders(other) for kind in KINDS]
+    found = [path / f"{kind}.txt" for path in folders(other) for kind in LISTS]
     if not (found := [path for path in found if path.exists()]):
         raise MissingInput(f"{other}: nothing was removed from this run: {other / 'removed'}")
     return found
@@ -130,10 +148,10 @@ def _kind(entry: str) -> Kind:
 
 
 class Tombstones:
-    """What is in force in a run."""
+    """What is in force in a run, or some requests of it."""
 
-    def __init__(self, run_folder: Path) -> None:
-        named = {kind: _named(run_folder, kind) for kind in KINDS}
+    def __init__(self, run_folder: Path, requests: Collection[str] | None = None) -> None:
+        named = {kind: _named(run_folder, kind, requests) for kind in KINDS}
         self._lists = Lists.read({STATUS: named})
         self._by_kind = {kind: Lists.read({STATUS: {kind: named[kind]}}) for kind in KINDS}
 
@@ -161,6 +179,11 @@ class Tombstones:
         return covered & _is_not(outcomes, STATUS)
 
 
+def looks(run_folder: Path) -> npt.NDArray[np.uint64]:
+    """Perceptual hashes of pictures that were asked for, uint64 [hashes, 4], first bits first."""
+    return Lists.read({STATUS: {"perceptual": _named(run_folder, "perceptual")}}).perceptual[0]
+
+
 def outcomes(run: Run, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
     """What the run's downloads know of every pair, some columns of it, file by file."""
     folder = run.stage_folder("download")
@@ -174,11 +197,12 @@ def outcomes(run: Run, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
 def ask(run: Run, asked: Asked, reason: str = "") -> Request:
     """Put a request in force. What the loader and later builds read is there as a whole or not."""
     below = run.folder / "removed"
+    _sweep(below)
     private = below / f".{files.attempt_name()}"
     private.mkdir(parents=True)
     try:
         found = _found(run, asked)
-        for kind in KINDS:
+        for kind in LISTS:
             names = sorted({*asked.entries[kind], *found.entries[kind]})
             if kind == "uids":
                 names = sorted({name.lower() for name in names})  # as the loader reads them
@@ -194,7 +218,7 @@ def ask(run: Run, asked: Asked, reason: str = "") -> Request:
             "unknown": len(found.unknown),
             "fingerprint": fingerprint(run.folder),
         }
-        (private / "request.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+        (private / _RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False))
         for path in (*files.walk(private), private):
             files.fsync(path)
         number = _rename(private, below)
@@ -205,8 +229,9 @@ def ask(run: Run, asked: Asked, reason: str = "") -> Request:
 
 
 def _rename(private: Path, below: Path) -> int:
-    """The number that a request gets: the first that is free."""
-    number = len(folders(below.parent)) + 1
+    """The number that a request gets: the first after all that there ever were."""
+    known = [*in_force(below.parent), *carried_out(below.parent)]
+    number = 1 + max(map(int, known), default=0)
     while True:
         try:
             private.rename(below / f"{number:06d}")
@@ -217,6 +242,13 @@ def _rename(private: Path, below: Path) -> int:
             continue
         files.fsync(below)
         return number
+
+
+def _sweep(below: Path) -> None:
+    """Delete what processes left that ended while they wrote a request."""
+    for path in below.glob(".*"):
+        if path.is_dir() and time.time() - path.stat().st_mtime > _DEAD_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(run_folder: Path) -> str:
@@ -230,29 +262,49 @@ def fingerprint(run_folder: Path) -> str:
 
 def requests(run_folder: Path) -> list[dict[str, Any]]:
     """`request.json` of all requests, in their order."""
-    return [json.loads((path / "request.json").read_bytes()) for path in folders(run_folder)]
+    return [request(run_folder, path.name) for path in folders(run_folder)]
 
 
-def uids(run_folder: Path) -> list[str]:
-    """All pairs that were asked for or found, hexadecimal, ascending."""
-    named = (path.read_text().split() for path in _named(run_folder, "uids"))
+def request(run_folder: Path, number: str) -> dict[str, Any]:
+    """`request.json` of one."""
+    found: dict[str, Any] = json.loads((run_folder / "removed" / number / _RECORD).read_bytes())
+    return found
+
+
+def uids(run_folder: Path, requests: Collection[str] | None = None) -> list[str]:
+    """All pairs that were asked for or found, hexadecimal, ascending; or by some requests."""
+    named = (path.read_text().split() for path in _named(run_folder, "uids", requests))
     return sorted({uid for each in named for uid in each})
+
+
+def also_found(run_folder: Path, request: str, more: Iterable[bytes]) -> None:
+    """Add pairs to a request that were fetched while it was made, so that loaders know them."""
+    known = uids(run_folder, [request])
+    both = sorted({*known, *(uid.hex() for uid in more)})
+    if both != known:
+        path = run_folder / "removed" / request / "uids.txt"
+        files.write_atomic(path, "".join(f"{uid}\n" for uid in both))
 
 
 def redacted(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """A row of `records.FETCHED` without what it is about: the digests stay, to know it by, and the
     host. `names` are all columns."""
-    host = re.match(r"https?://[^/?#]*", row["url"])
     kept = {"uid", "source", "snapshot", "texts", *_DIGESTS}
     blank = {str: "", bytes: b"", int: 0, float: 0.0}
     result = {name: row[name] if name in kept else blank.get(type(row[name])) for name in names}
     # Where the picture was, and when: nobody asks for it any more.
-    return {**result, "url": f"{host[0]}/" if host else "", "status": STATUS}
+    return {**result, "url": _host(row["url"]), "status": STATUS}
+
+
+def _host(url: str) -> str:
+    """An address without anything below its host."""
+    host = _HOST.match(url)
+    return f"{host[0]}/" if host else ""
 
 
 @dataclass
 class _Found:
-    entries: dict[Kind, set[str]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
+    entries: dict[Kind, set[str]] = field(default_factory=lambda: {kind: set() for kind in LISTS})
     samples: Counter[str] = field(default_factory=Counter)
     unknown: list[str] = field(default_factory=list)
 
@@ -278,29 +330,54 @@ def _found(run: Run, asked: Asked) -> _Found:
     pictures.discard(bytes(32))
     found.entries["sha256"] = {sha256.hex() for sha256 in pictures}
     of_pictures = pa.array(sorted(pictures), pa.binary(32))
+    shown: set[bytes] = set()
     for table in outcomes(run):
         same = np.zeros(len(table), np.bool_)
         for name in _DIGESTS:
             same |= pc.is_in(table[name], value_set=of_pictures).to_numpy()
         hits = _hits(given, table)
         same |= hits["addresses"] | hits["uids"]
+        shown.update(table.filter(pa.array(same & ~_is_not(table, "ok")))["uid"].to_pylist())
         left = _is_not(table, STATUS)
         found.entries["addresses"].update(table.filter(pa.array(same & left))["url"].to_pylist())
         gone = (same | hits["domains"]) & left
         found.samples["in all"] += int((gone & ~_is_not(table, "ok")).sum())
         for uid in table.filter(pa.array(gone))["uid"].to_pylist():
             found.entries["uids"].add(uid.hex())
+    found.entries["perceptual"].update(_looks(run, shown))
     for kind in KINDS:
         entries = asked.entries[kind]
         found.unknown += [name for name in entries if lists.key(kind, name) not in met[kind]]
     return found
 
 
+def _looks(run: Run, uids: Collection[bytes]) -> Iterator[str]:
+    """Perceptual hashes, as far as `screen` has them, but of pictures with too little to see:
+    those are known by their files alone."""
+    from dataset_build.screen.near import MIN_QUALITY
+
+    among = pa.array(sorted(uids), pa.binary(16))
+    folder = run.stage_folder("screen")
+    for manifest in everything(folder) if uids else ():
+        for output in manifest.outputs:
+            if output.name.startswith("looked-"):
+                path = folder / "store" / manifest.store / output.name
+                table = pq.read_table(path, columns=["uid", "pdq", "pdq_quality"])
+                told = pc.greater_equal(table["pdq_quality"], MIN_QUALITY)
+                own = table.filter(pc.and_(pc.is_in(table["uid"], value_set=among), told))
+                yield from (pdq.hex() for pdq in own["pdq"].to_pylist())
+
+
 _DIGESTS = ("sha256", "staged_sha256")
 
 
-def _named(run_folder: Path, kind: Kind) -> list[Path]:
-    return [p for folder in folders(run_folder) if (p := folder / f"{kind}.txt").exists()]
+def _named(run_folder: Path, kind: Kind, requests: Collection[str] | None = None) -> list[Path]:
+    return [
+        path
+        for folder in folders(run_folder)
+        if (requests is None or folder.name in requests)
+        and (path := folder / f"{kind}.txt").exists()
+    ]
 
 
 def _lists(kind: Kind, entries: Iterable[str]) -> Lists:
@@ -312,14 +389,25 @@ def _hits(by_kind: Mapping[Kind, Lists], table: pa.Table) -> dict[Kind, Mask]:
     """The rows that the lists of each kind name."""
     address, domain = by_kind["addresses"], by_kind["domains"]
     masks: dict[Kind, Mask] = {kind: np.zeros(len(table), np.bool_) for kind in KINDS}
-    for name in ("url", "final_url"):
-        urls = table[name].fill_null("")
+    for urls in (table["url"], _moved(table)) if address or domain else ():
         masks["addresses"] |= address.codes_of_addresses(urls) > 0
         masks["domains"] |= domain.codes_of_addresses(urls) > 0
     for name in _DIGESTS:
         masks["sha256"] |= by_kind["sha256"].codes_of_digests(table[name]) > 0
     masks["uids"] |= by_kind["uids"].codes_of_uids(table["uid"]) > 0
     return masks
+
+
+def _moved(table: pa.Table) -> pa.Array:
+    """Where redirects ended, as lists know addresses, for a server may spell its own in any way;
+    "" for pairs without one."""
+    urls = np.full(len(table), "", object)
+    moved = pc.not_equal(table["final_url"], table["url"]).fill_null(False).to_numpy()
+    ends = table["final_url"].filter(pa.array(moved)).to_pylist()
+    for row, url in zip(np.flatnonzero(moved), ends, strict=True):
+        # One that is too long is of a domain still.
+        urls[row] = canonical(url)[0] or canonical(_host(url))[0]
+    return pa.array(urls, pa.string())
 
 
 def _keys_of(kind: Kind, table: pa.Table) -> Iterator[int]:

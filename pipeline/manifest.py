@@ -21,6 +21,9 @@ from typing import Any
 
 from pipeline import files, tar
 
+REMOVED = "removed.txt"
+"""Below `out/`: what was removed from the outputs since; no task publishes it, and it stays."""
+
 
 @dataclass
 class Stats:
@@ -297,7 +300,7 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
     keep_names = {output.name for manifest in current for output in manifest.outputs}
     out = stage_folder / "out"
     for path in list(files.walk(out)) if out.exists() else []:
-        if path.relative_to(out).as_posix() not in keep_names:
+        if path.relative_to(out).as_posix() not in {*keep_names, REMOVED}:
             path.unlink()
     shutil.rmtree(stage_folder / "partial", ignore_errors=True)
     keep_stores = {manifest.store for manifest in current}

@@ -36,7 +36,7 @@ def main(folder: Path, pairs: int = 100_000, removals: int = 1_000) -> None:
     executor = web.build(run_in(folder / "run", pairs_per_shard=10_000))
     all_s = time.perf_counter() - began
 
-    listed = Removed([str(folder / "run/removed/*/uids.txt")], timeout_s=9, every_s=0)
+    listed = Removed([str(folder / "run/removed/[0-9]*/uids.txt")], timeout_s=9, every_s=0)
     gone = set(removed.uids(run.folder))
     assert len(gone) >= removals
     assert len(listed) == len(gone)

@@ -52,6 +52,8 @@ def fetch_shard(attempt: Attempt) -> Stats:
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(pair["uid"][:8])
         if tombstones.cover(pair, known):
             gone.add(pair["uid"])
+            if known and known["staged"] in earlier.tars:
+                earlier.keep(known["staged"])  # else nobody finds the picture that is in it
         elif known and not _is_as_listed(known, lists):
             earlier.forget(pair["uid"])
     addresses: dict[bytes, Address] = {}

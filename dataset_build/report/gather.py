@@ -53,6 +53,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset_build import removed
 from dataset_build.report import coverage, per_query, pictures, training
 from dataset_build.report.published import Absent, Build, Published
 from dataset_build.report.screening import screening
@@ -270,7 +271,8 @@ def _pictures(build: Build) -> list[pictures.Picture]:
         output.name.rpartition("/")[2]: path
         for output, path in build["pack"].outputs("shards/*.tar")
     }
-    sampled = pictures.sample(index, shards)
+    gone = set(removed.uids(build.run.folder))  # from the shards, perhaps, only by the next build
+    sampled = pictures.sample(index, shards, gone=gone)
     if not sampled:
         raise Absent("the dataset holds no pair")
     return sampled

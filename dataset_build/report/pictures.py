@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,23 @@ class Picture:
     data: str
 
 
-def sample(index: Path, shards: Mapping[str, Path], count: int = COUNT) -> list[Picture]:
+def sample(
+    index: Path,
+    shards: Mapping[str, Path],
+    count: int = COUNT,
+    gone: Collection[str] = (),
+) -> list[Picture]:
     """Up to `count` samples of the index, evenly spaced over its rows (uid order is random order).
 
     `shards` maps the names that the index uses to files; a sample whose shard is not there is
-    left out. Only the row groups and the bytes that hold a chosen sample are read.
+    left out, and so is one whose uid is in `gone`. Only the row groups and the bytes that hold a
+    chosen sample are read.
     """
-    rows = [row for row in _rows(index, count) if row["shard"] in shards]
+    rows = [
+        row
+        for row in _rows(index, count)
+        if row["shard"] in shards and row["uid"].hex() not in gone
+    ]
     originals = [
         _slice(shards[row["shard"]], row["image_offset"], row["image_bytes"]) for row in rows
     ]

@@ -30,6 +30,7 @@ from dataset_build.hashing import halves
 from dataset_build.lists import Lists
 from dataset_build.recap import Survivors, recap
 from dataset_build.screen import ScreenSettings, near
+from dataset_build.screen.alike import Alike
 from dataset_build.screen.captions import Moved
 from dataset_build.screen.duplicates import U32, Files, place_in_group
 from dataset_build.screen.judge import Judge
@@ -112,9 +113,12 @@ class _Decision:
             hits=self._inputs("screen:hits-*"),
             stats=self.stats,
         )
+        distance = self.settings.listed_distance
+        alike = Alike(self.attempt.run.folder, distance, self._inputs("screen:looked-*"))
         for part in self._parts("sha256", "final_url"):
             uids[part.rows] = np.stack(halves(part.uid), axis=1)
             name = part.path.name.removeprefix("fetched-")
+            alike.drop(name, part.table["uid"], part.rows, self.verdicts)
             judge.judge(name, part.table, part.rows, self.verdicts)
         leader = self._leaders()
         moved, thresholds = self._survivors(leader)

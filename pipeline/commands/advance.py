@@ -47,22 +47,29 @@ def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
     return Run(options.run.absolute(), config), config
 
 
-def build(options: argparse.Namespace) -> int:
-    """Run the dataset's stages."""
+def build(options: argparse.Namespace, begins_at: str = "") -> int:
+    """Run the dataset's stages; those before `begins_at` are left as they are, if they are whole.
+    Their inputs need not be there any more."""
     from dataset_build import purge
     from pipeline import recipe
     from train import launch
 
     run, config = open_run(options)
     stages = recipe.build_stages(config)
+    names = [stage.name for stage in stages]
+    if begins_at in names and all(map(run.is_whole, names[: names.index(begins_at)])):
+        stages = stages[names.index(begins_at) :]
     with _recorded(options, run):
         runner.begin(run, stages[0])
         # A training reads shards that another build of the same run would remove.
         launch.refuse_trainers(run.stage_folder("train"))
-        requests = purge.settle(run, stages, config.max_failed_tasks)
-        code = _advance(options, run, config, stages, "dataset")
-        purge.finish(run, requests)
-        return code
+        while True:
+            requests = purge.settle(run, stages, config.max_failed_tasks)
+            code = _advance(options, run, config, stages, "dataset")
+            purge.finish(run, requests)
+            if purge.is_settled(run.folder):
+                return code
+            logging.info("more was asked to be removed meanwhile: once more")
 
 
 def train(options: argparse.Namespace) -> int:

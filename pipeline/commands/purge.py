@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline import config as configuration
 from pipeline import status
 from pipeline.commands import advance
+from pipeline.config import MissingInput
 from pipeline.lock import RunInUse, refuse_others
 from pipeline.stage import Run
 from pipeline.stop import EXIT_STOPPED
@@ -65,7 +66,14 @@ def purge(options: argparse.Namespace) -> int:
     # It is a build from here on; on a cluster jobs go on with it.
     options.command, options.config = "build", options.run / "config.yaml"
     options.overrides, options.continues = [], None
-    code = advance.build(options)
+    try:
+        # What comes before has no pictures, and its inputs may be gone by now.
+        code = advance.build(options, begins_at="download")
+    except MissingInput as error:
+        raise MissingInput(
+            f"{error}\n{removal.packed(run)} samples that were removed are in shards still: put it"
+            f" back, then `make purge RUN={options.run}` goes on"
+        ) from None
     for line in removal.remains(run):
         logging.info("%s", line)
     return code

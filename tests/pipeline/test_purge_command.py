@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import removed
+from dataset_build import purge, removed
 from pipeline import recipe, runner
 from pipeline.__main__ import main
+from pipeline.commands import advance
 from pipeline.lock import RunLock
-from pipeline.stage import Run
+from pipeline.stage import Outcome, Planned, Run, Stage, Task
 from pipeline.stop import EXIT_STOPPED
+from tests.dataset_build.inline import InlineExecutor
+from tests.dataset_build.published_build import Web
 
 
 @pytest.fixture
@@ -52,3 +60,91 @@ def test_a_training_goes_on_without_them(run: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert "is training in this run" in said
     assert "leaves out what was removed" in said
+
+
+WEB = Web(size=12, parts=1)
+SETTINGS = {
+    "extract": {"wat": ["archive.wat"]},
+    "download": {"contact": "https://lab.example/crawl"},
+    "screen": {"pairs_per_picture": 2, "drop_placeholders": False},
+}
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A built run, whose queries are from a file beside it."""
+    source = tmp_path / "queries.txt"
+    source.write_text("x")
+    queries, *rest = WEB.stages()
+    queries = replace(queries, plan=lambda run: [Task("queries", 0, (str(source),))])
+    monkeypatch.setattr(recipe, "build_stages", lambda config: [queries, *rest])
+    monkeypatch.setattr(recipe, "all_stages", lambda config: [queries, *rest])
+    monkeypatch.setattr(advance, "write_report", lambda run, stages: run.folder / "report")
+    _do_with(monkeypatch, InlineExecutor())
+    run = Run(tmp_path / "run", recipe.Config.model_validate(SETTINGS))
+    run.folder.mkdir()
+    InlineExecutor().advance(run, [queries, *rest])
+    return run.folder
+
+
+def _do_with(monkeypatch: pytest.MonkeyPatch, executor: InlineExecutor) -> None:
+    @contextmanager
+    def inline(*about: Any) -> Iterator[InlineExecutor]:
+        executor._last, executor._left = "", None
+        yield executor
+
+    monkeypatch.setattr(advance, "_executor", inline)
+
+
+def _ask(run: Path, number: int) -> str:
+    path = run.parent / f"list-{number}.txt"
+    path.write_text(WEB.url(number))
+    return str(path)
+
+
+def _packed(run: Path) -> set[bytes]:
+    return set(pq.read_table(run / "pack/out/index.parquet")["uid"].to_pylist())
+
+
+def test_it_needs_no_inputs_that_have_no_pictures(built: Path) -> None:
+    (built.parent / "queries.txt").unlink()
+    assert main(["purge", str(built), _ask(built, 7)]) == 0
+    assert _packed(built) == {WEB.uid(n) for n in range(12) if n != 7}
+    assert purge.is_settled(built)
+
+
+def test_an_input_that_is_missing_is_named_with_what_is_still_there(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (built.parent / "queries.txt").unlink()
+    (built / "queries/complete.json").unlink()  # so it is not known to be whole
+    assert main(["purge", str(built), _ask(built, 7)]) == 3
+    said = capsys.readouterr().err
+    assert "queries.txt" in said
+    assert "1 samples that were removed are in shards still" in said
+    (built.parent / "queries.txt").write_text("x")
+    assert main(["purge", str(built)]) == 0
+    assert WEB.uid(7) not in _packed(built)
+
+
+class _AsksMeanwhile(InlineExecutor):
+    """The first time that it packs, somebody asks for something more to be removed."""
+
+    run: Path
+
+    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
+        if stage.name == "pack" and len(removed.folders(self.run)) == 1:
+            assert main(["purge", str(self.run), _ask(self.run, 8), "--later"]) == 0
+        yield from super().submit(run, stage, tasks)
+
+
+def test_what_is_asked_for_during_a_build_is_done_before_it_ends(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = _AsksMeanwhile()
+    executor.run = built
+    _do_with(monkeypatch, executor)
+    assert main(["purge", str(built), _ask(built, 7)]) == 0
+    assert len(removed.folders(built)) == 2
+    assert purge.is_settled(built)
+    assert _packed(built) == {WEB.uid(n) for n in range(12) if n not in (7, 8)}

@@ -30,14 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import files
+from pipeline.config import ConfigError
 from pipeline.local import die_with_parent
-from pipeline.manifest import digest
+from pipeline.manifest import REMOVED, digest
 from pipeline.stage import Attempt
 from pipeline.stop import shielded
 from pipeline.tar import BrokenTar
 from train.data import storage
 from train.data.index import (
-    REMOVED,
     DatasetError,
     Index,
     Part,
@@ -93,7 +93,8 @@ class Listing:
 
 
 def listing(dataset: DatasetSettings, timeout_s: float) -> Listing:
-    """Look at what is there. Raises `MissingInput` if nothing is."""
+    """Look at what is there. Raises `MissingInput` if nothing is, and `ConfigError` for a part of
+    a packed dataset."""
     folder = dataset.path.rstrip("/")
     if not any(c in folder for c in "*?[{") and not folder.endswith(".tar"):
         if not storage.is_remote(folder):
@@ -106,7 +107,15 @@ def listing(dataset: DatasetSettings, timeout_s: float) -> Listing:
                 for shard in described["pairs_by_shard"]
             )
             return Listing(shards, folder, described)
-    return Listing(tuple(storage.find(dataset.path, timeout_s=timeout_s)))
+    shards = tuple(storage.find(dataset.path, timeout_s=timeout_s))
+    for place in {shard.address.rpartition("/")[0] for shard in shards}:
+        above, _, name = place.rpartition("/")
+        if name == "shards" and storage.exists(f"{above}/index.parquet", timeout_s=timeout_s):
+            raise ConfigError(
+                f"{dataset.path}: tars of a packed dataset; name its folder {above}, else what is"
+                f" removed from it, see {REMOVED} there, would be trained on"
+            )
+    return Listing(shards)
 
 
 def open_datasets(attempt: Attempt, rank: int, world: int) -> Index:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import files
 from pipeline.config import UserError
-from pipeline.manifest import digest
+from pipeline.manifest import REMOVED, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa  # the loader's workers import this module, not arrow
@@ -32,8 +32,6 @@ _CHUNK = 8 << 20
 _CHECKS: tuple[Literal["none", "sha256", "sha256 and xxh3"], ...]
 _CHECKS = "none", "sha256", "sha256 and xxh3"
 _SHARD = re.compile(r"\w[\w.-]*\.tar", re.ASCII)
-REMOVED = "removed.txt"
-"""Beside a packed dataset: the list of samples that were removed from it since."""
 
 
 class DatasetError(UserError):

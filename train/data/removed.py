@@ -1,8 +1,8 @@
 """Samples that somebody had removed after their dataset was packed: training does without them.
 
 Their identifiers stand in text files, 32 hexadecimal digits a line, which `purge` writes: one a
-removal in the run, `RUN/removed/*/uids.txt`, and one beside a packed dataset, `removed.txt`, that
-goes where the dataset is copied to. Whoever makes batches looks at it again while training goes on.
+request in the run, `RUN/removed/000001/uids.txt`, and one beside a packed dataset, `removed.txt`,
+that goes where that is copied to. Whoever makes batches looks at it again while training goes on.
 The order of training stays as it is: another sample of the block stands in, as for one that is
 damaged, so a batch follows from the order, the step and what is removed when it is made.
 """
@@ -25,12 +25,15 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 10.0
 """A removal takes effect after this time, and the batches that are made by then."""
 
+ANY = "[0-9]*"
+"""In a pattern, the folder of any request that is in force; others are still being written."""
+
 _DIGITS = 32
 
 
 class Removed:
-    """The samples that some files list; a file that is not there lists none, `*` stands for any
-    folder.
+    """The samples that some files list; a file that is not there lists none, `ANY` stands for any
+    request's folder.
 
     What is listed once stays removed for the life of this object, whatever becomes of the file.
     Raises `DatasetError` if a file cannot be read when it is first looked at; later that is a
@@ -74,8 +77,8 @@ class Removed:
         """The files, those that a pattern of this machine names among them."""
         found = []
         for address in self._addresses:
-            folder, star, rest = address.partition("*")
-            found += [str(path) for path in Path(folder).glob(star + rest)] if star else [address]
+            folder, any_, rest = address.partition(ANY)
+            found += [str(path) for path in Path(folder).glob(any_ + rest)] if any_ else [address]
         return sorted(found)
 
     def _look(self, address: str) -> None:

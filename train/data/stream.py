@@ -14,6 +14,7 @@ from train.data.index import Index, read_index
 from train.data.loader import Loader
 from train.data.mixture import lanes_each
 from train.data.order import Order
+from train.data.removed import ANY
 from train.data.tokenizer import Tokenizer
 from train.distributed import Process
 from train.settings import TrainSettings
@@ -28,7 +29,7 @@ def open_index(attempt: Attempt, process: Process) -> Index:
     shards = {name: str(path) for name, path in named.items() if name.endswith(".tar")}
     index = read_index(named["index.parquet"], shards, named["dataset.json"])
     # What a removal writes comes in force with one rename, so it is read from where that is.
-    return replace(index, removed_at=(str(attempt.run.folder / "removed/*/uids.txt"),))
+    return replace(index, removed_at=(str(attempt.run.folder / "removed" / ANY / "uids.txt"),))
 
 
 def open_stream(

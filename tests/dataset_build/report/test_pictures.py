@@ -39,6 +39,16 @@ def test_the_page_stays_small(fake_build: FakeBuild, monkeypatch: pytest.MonkeyP
     assert sum(len(picture.data) for picture in small) < weight
 
 
+def test_what_was_removed_is_not_shown_before_any_file_is_changed(fake_build: FakeBuild) -> None:
+    fake_build.through("pack")
+    _, before, _ = gather(fake_build.run, STAGES)
+    request = fake_build.run.folder / "removed/000001"
+    request.mkdir(parents=True)
+    (request / "uids.txt").write_text(f"{before[3].uid}\n")
+    _, after, _ = gather(fake_build.run, STAGES)
+    assert after == [*before[:3], *before[4:]]
+
+
 def test_a_picture_that_does_not_decode_is_said_to_be_so(fake_build: FakeBuild) -> None:
     fake_build.through("pack")
     (shard,) = (fake_build.run.stage_folder("pack") / "store").glob("*/shards/00000.tar")

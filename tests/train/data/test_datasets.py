@@ -394,3 +394,14 @@ def test_img2datasets_own_output_is_trained_on_by_the_command_line(
     rows = (tmp_path / "run/train/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [4, 8]
     assert json.loads(rows[-1])["epoch"] == pytest.approx(64 / 37, rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["shards", "shards/*.tar", "shards/00000.tar"])
+def test_a_part_of_a_packed_dataset_is_refused_for_what_is_removed_from_it(
+    pack: Pack, given: Given, part: str
+) -> None:
+    packed = pack(6, 6)
+    with pytest.raises(ConfigError, match=f"name its folder {packed}, else"):
+        given({"d": packed / part})
+    (packed / "index.parquet").unlink()
+    assert len(_open(given({"d": packed / "shards"}))) == 12
