@@ -3,24 +3,17 @@
 RUN/removed/000001/, 000002/, …: one folder a request, made complete under another name and then
 renamed, so that it is in force as a whole or not there; of two requests at the same time each gets
 a number. In it: `addresses.txt`, `domains.txt`, `sha256.txt`, `uids.txt`, `perceptual.txt`, lists
-as `lists` reads them, and `request.json`: who, when, why, and what was found. What is asked for by
-address, digest or uid is a picture: its digests, its addresses and its uids are listed too, so it
-does not come back from elsewhere, and its perceptual hash, by which `screen` knows what looks like
-it when it decides again. A domain stands for what lies there; the same file elsewhere stays.
+as `lists` reads them, and `request.json`: who, when, why, and what was found. `removal`
+makes them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import lists
 from dataset_build.extract.urls import canonical
 from dataset_build.lists import Kind, Lists
 from pipeline import files
-from pipeline.config import ConfigError, MissingInput
 from pipeline.manifest import everything
 from pipeline.stage import Run
 
@@ -46,33 +37,11 @@ COLUMNS = ("uid", "url", "final_url", "status", "sha256", "staged_sha256")
 """Of `records.FETCHED`: what entries may name."""
 DONE = "done.json"
 """In RUN/removed: the requests that were carried out."""
-_RECORD = "request.json"
+RECORD = "request.json"
 _NUMBER = re.compile(r"\d{6,}")
 _HOST = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
-_DEAD_S = 24 * 3600
-"""A request is written in less."""
-_FEW = 10
 
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one call asked for, and what that was found to be."""
-
-    number: int
-    found: Mapping[str, int]
-    """Samples with a picture, by the kind of entry that names them; `in all`; `known already`."""
-    unknown: Sequence[str]
-    """Entries that name nothing which the run has; they are kept."""
-
-
-@dataclass
-class Asked:
-    """Entries of lists, by kind, each once; and where they are from."""
-
-    entries: dict[Kind, dict[str, None]] = field(default_factory=lambda: {k: {} for k in LISTS})
-    sources: list[dict[str, Any]] = field(default_factory=list)
 
 
 def folders(run_folder: Path) -> list[Path]:
@@ -83,7 +52,7 @@ def folders(run_folder: Path) -> list[Path]:
 
 def in_force(run_folder: Path) -> dict[str, str]:
     """The requests that are in force: their numbers, and digests of what they are."""
-    return {path.name: files.sha256(path / _RECORD) for path in folders(run_folder)}
+    return {path.name: files.sha256(path / RECORD) for path in folders(run_folder)}
 
 
 def carried_out(run_folder: Path) -> dict[str, str]:
@@ -93,58 +62,6 @@ def carried_out(run_folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return dict(done["carried_out"])
-
-
-def read(paths: Iterable[Path]) -> Asked:
-    """The entries of lists: what a line is shows by its form, or by the file's name if that is a
-    kind's, such as `domains.txt`. Raises `ConfigError` naming every bad line, up to ten."""
-    asked, faults = Asked(), []
-    for path in paths:
-        kind: Kind | None = next((kind for kind in LISTS if path.stem == kind), None)
-        count = 0
-        try:
-            content = path.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MissingInput(f"{path}: the list cannot be read ({error})") from None
-        for number, line in enumerate(content.splitlines(), 1):
-            # An address may have a `#` in it; in a list a comment follows a space or begins a line.
-            if not (entry := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()):
-                continue
-            count += 1
-            try:
-                own = kind or _kind(entry)
-                lists.key(own, entry)
-                asked.entries[own][entry] = None
-            except ValueError as error:
-                faults.append(f"{path}:{number}: {entry[:80]!r}: {error}")
-        asked.sources.append({"list": str(path), "sha256": files.sha256(path), "entries": count})
-    if faults:
-        more = [f"and {len(faults) - _FEW} more lines"] if len(faults) > _FEW else []
-        raise ConfigError("\n".join([*faults[:_FEW], *more]))
-    return asked
-
-
-def carried(other: Path) -> list[Path]:
-    """The lists of another run's requests. Raises `MissingInput` if it has none."""
-    found = [path / f"{kind}.txt" for path in folders(other) for kind in LISTS]
-    if not (found := [path for path in found if path.exists()]):
-        raise MissingInput(f"{other}: nothing was removed from this run: {other / 'removed'}")
-    return found
-
-
-def _kind(entry: str) -> Kind:
-    if "://" in entry:
-        return "addresses"
-    if re.fullmatch(r"[0-9a-fA-F]{64}", entry):
-        return "sha256"
-    if re.fullmatch(r"[0-9a-fA-F]{32}", entry):
-        return "uids"
-    if re.fullmatch(r"[0-9a-fA-F]+", entry) or "." not in entry:
-        raise ValueError(
-            "neither an address (https://…), a domain, a SHA-256 (64 hexadecimal digits) nor a uid"
-            " (32 of them)"
-        )
-    return "domains"
 
 
 class Tombstones:
@@ -175,8 +92,8 @@ class Tombstones:
 
     def rows(self, outcomes: pa.Table) -> Mask:
         """Which rows of `records.FETCHED` they cover and are not removed yet."""
-        covered: Mask = np.logical_or.reduce(list(_hits(self._by_kind, outcomes).values()))
-        return covered & _is_not(outcomes, STATUS)
+        covered: Mask = np.logical_or.reduce(list(hits(self._by_kind, outcomes).values()))
+        return covered & is_not(outcomes, STATUS)
 
 
 def looks(run_folder: Path) -> npt.NDArray[np.uint64]:
@@ -192,63 +109,6 @@ def outcomes(run: Run, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
             if output.name.startswith(("fetched-", "unused-")):
                 path = folder / "store" / manifest.store / output.name
                 yield pq.read_table(path, columns=list(columns))
-
-
-def ask(run: Run, asked: Asked, reason: str = "") -> Request:
-    """Put a request in force. What the loader and later builds read is there as a whole or not."""
-    below = run.folder / "removed"
-    _sweep(below)
-    private = below / f".{files.attempt_name()}"
-    private.mkdir(parents=True)
-    try:
-        found = _found(run, asked)
-        for kind in LISTS:
-            names = sorted({*asked.entries[kind], *found.entries[kind]})
-            if kind == "uids":
-                names = sorted({name.lower() for name in names})  # as the loader reads them
-            names = [name for name in names if name]
-            if names:
-                (private / f"{kind}.txt").write_text("".join(f"{name}\n" for name in names))
-        record = {
-            "time": round(time.time(), 3),
-            "reason": reason,
-            "lists": asked.sources,
-            "entries": {kind: len(asked.entries[kind]) for kind in KINDS},
-            "samples": dict(found.samples),
-            "unknown": len(found.unknown),
-            "fingerprint": fingerprint(run.folder),
-        }
-        (private / _RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False))
-        for path in (*files.walk(private), private):
-            files.fsync(path)
-        number = _rename(private, below)
-    except BaseException:
-        shutil.rmtree(private, ignore_errors=True)
-        raise
-    return Request(number, found.samples, found.unknown)
-
-
-def _rename(private: Path, below: Path) -> int:
-    """The number that a request gets: the first after all that there ever were."""
-    known = [*in_force(below.parent), *carried_out(below.parent)]
-    number = 1 + max(map(int, known), default=0)
-    while True:
-        try:
-            private.rename(below / f"{number:06d}")
-        except OSError:  # a folder that is not empty cannot be replaced
-            if not (below / f"{number:06d}").exists():
-                raise
-            number += 1
-            continue
-        files.fsync(below)
-        return number
-
-
-def _sweep(below: Path) -> None:
-    """Delete what processes left that ended while they wrote a request."""
-    for path in below.glob(".*"):
-        if path.is_dir() and time.time() - path.stat().st_mtime > _DEAD_S:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(run_folder: Path) -> str:
@@ -267,7 +127,7 @@ def requests(run_folder: Path) -> list[dict[str, Any]]:
 
 def request(run_folder: Path, number: str) -> dict[str, Any]:
     """`request.json` of one."""
-    found: dict[str, Any] = json.loads((run_folder / "removed" / number / _RECORD).read_bytes())
+    found: dict[str, Any] = json.loads((run_folder / "removed" / number / RECORD).read_bytes())
     return found
 
 
@@ -289,7 +149,7 @@ def also_found(run_folder: Path, request: str, more: Iterable[bytes]) -> None:
 def redacted(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """A row of `records.FETCHED` without what it is about: the digests stay, to know it by, and the
     host. `names` are all columns."""
-    kept = {"uid", "source", "snapshot", "texts", *_DIGESTS}
+    kept = {"uid", "source", "snapshot", "texts", *DIGESTS}
     blank = {str: "", bytes: b"", int: 0, float: 0.0}
     result = {name: row[name] if name in kept else blank.get(type(row[name])) for name in names}
     # Where the picture was, and when: nobody asks for it any more.
@@ -302,73 +162,7 @@ def _host(url: str) -> str:
     return f"{host[0]}/" if host else ""
 
 
-@dataclass
-class _Found:
-    entries: dict[Kind, set[str]] = field(default_factory=lambda: {kind: set() for kind in LISTS})
-    samples: Counter[str] = field(default_factory=Counter)
-    unknown: list[str] = field(default_factory=list)
-
-
-def _found(run: Run, asked: Asked) -> _Found:
-    """What the entries are in this run."""
-    found = _Found()
-    given = {kind: _lists(kind, asked.entries[kind]) for kind in KINDS}
-    met: dict[Kind, set[int]] = {kind: set() for kind in KINDS}
-    pictures: set[bytes] = set()
-    for table in outcomes(run):
-        hits = _hits(given, table)
-        has_picture = ~_is_not(table, "ok")
-        for kind, mask in hits.items():
-            found.samples[kind] += int((mask & has_picture).sum())
-            met[kind].update(_keys_of(kind, table.filter(pa.array(mask))))
-        found.samples["removed before"] += int(
-            (np.logical_or.reduce(list(hits.values())) & ~_is_not(table, STATUS)).sum()
-        )
-        named = table.filter(pa.array(hits["addresses"] | hits["sha256"] | hits["uids"]))
-        for name in _DIGESTS:
-            pictures.update(named[name].to_pylist())
-    pictures.discard(bytes(32))
-    found.entries["sha256"] = {sha256.hex() for sha256 in pictures}
-    of_pictures = pa.array(sorted(pictures), pa.binary(32))
-    shown: set[bytes] = set()
-    for table in outcomes(run):
-        same = np.zeros(len(table), np.bool_)
-        for name in _DIGESTS:
-            same |= pc.is_in(table[name], value_set=of_pictures).to_numpy()
-        hits = _hits(given, table)
-        same |= hits["addresses"] | hits["uids"]
-        shown.update(table.filter(pa.array(same & ~_is_not(table, "ok")))["uid"].to_pylist())
-        left = _is_not(table, STATUS)
-        found.entries["addresses"].update(table.filter(pa.array(same & left))["url"].to_pylist())
-        gone = (same | hits["domains"]) & left
-        found.samples["in all"] += int((gone & ~_is_not(table, "ok")).sum())
-        for uid in table.filter(pa.array(gone))["uid"].to_pylist():
-            found.entries["uids"].add(uid.hex())
-    found.entries["perceptual"].update(_looks(run, shown))
-    for kind in KINDS:
-        entries = asked.entries[kind]
-        found.unknown += [name for name in entries if lists.key(kind, name) not in met[kind]]
-    return found
-
-
-def _looks(run: Run, uids: Collection[bytes]) -> Iterator[str]:
-    """Perceptual hashes, as far as `screen` has them, but of pictures with too little to see:
-    those are known by their files alone."""
-    from dataset_build.screen.near import MIN_QUALITY
-
-    among = pa.array(sorted(uids), pa.binary(16))
-    folder = run.stage_folder("screen")
-    for manifest in everything(folder) if uids else ():
-        for output in manifest.outputs:
-            if output.name.startswith("looked-"):
-                path = folder / "store" / manifest.store / output.name
-                table = pq.read_table(path, columns=["uid", "pdq", "pdq_quality"])
-                told = pc.greater_equal(table["pdq_quality"], MIN_QUALITY)
-                own = table.filter(pc.and_(pc.is_in(table["uid"], value_set=among), told))
-                yield from (pdq.hex() for pdq in own["pdq"].to_pylist())
-
-
-_DIGESTS = ("sha256", "staged_sha256")
+DIGESTS = ("sha256", "staged_sha256")
 
 
 def _named(run_folder: Path, kind: Kind, requests: Collection[str] | None = None) -> list[Path]:
@@ -380,19 +174,14 @@ def _named(run_folder: Path, kind: Kind, requests: Collection[str] | None = None
     ]
 
 
-def _lists(kind: Kind, entries: Iterable[str]) -> Lists:
-    keys = np.unique(np.array([lists.key(kind, entry) for entry in entries], np.uint64))
-    return Lists([(STATUS, kind, keys)])
-
-
-def _hits(by_kind: Mapping[Kind, Lists], table: pa.Table) -> dict[Kind, Mask]:
+def hits(by_kind: Mapping[Kind, Lists], table: pa.Table) -> dict[Kind, Mask]:
     """The rows that the lists of each kind name."""
     address, domain = by_kind["addresses"], by_kind["domains"]
     masks: dict[Kind, Mask] = {kind: np.zeros(len(table), np.bool_) for kind in KINDS}
     for urls in (table["url"], _moved(table)) if address or domain else ():
         masks["addresses"] |= address.codes_of_addresses(urls) > 0
         masks["domains"] |= domain.codes_of_addresses(urls) > 0
-    for name in _DIGESTS:
+    for name in DIGESTS:
         masks["sha256"] |= by_kind["sha256"].codes_of_digests(table[name]) > 0
     masks["uids"] |= by_kind["uids"].codes_of_uids(table["uid"]) > 0
     return masks
@@ -410,24 +199,7 @@ def _moved(table: pa.Table) -> pa.Array:
     return pa.array(urls, pa.string())
 
 
-def _keys_of(kind: Kind, table: pa.Table) -> Iterator[int]:
-    """What `lists.key` gives for whatever could have named these rows."""
-    if kind in ("addresses", "domains"):
-        names = {*table["url"].to_pylist(), *table["final_url"].to_pylist()}
-        if kind == "domains":
-            hosts = [(urlsplit(name).hostname or "").split(".") for name in names]
-            names = {".".join(host[first:]) for host in hosts for first in range(len(host))}
-    elif kind == "sha256":
-        names = {digest.hex() for name in _DIGESTS for digest in table[name].to_pylist()}
-    else:
-        names = {uid.hex() for uid in table["uid"].to_pylist()}
-    for name in names:
-        try:
-            yield lists.key(kind, name)
-        except ValueError:
-            continue  # no entry of a list could have said so
-
-
-def _is_not(table: pa.Table, status: str) -> Mask:
+def is_not(table: pa.Table, status: str) -> Mask:
+    """The rows with another status."""
     mask: Mask = pc.not_equal(table["status"], status).to_numpy()
     return mask

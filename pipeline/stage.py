@@ -127,12 +127,6 @@ class Run:
             return []
         return known
 
-    def is_whole(self, stage: str) -> bool:
-        """Whether all that is planned of a stage is there, and was when it last was complete."""
-        left_out = self.left_out(stage)
-        planned = [p.fingerprint for p in self.plan(stage) if p.fingerprint not in left_out]
-        return planned == self.complete(stage) == [m.fingerprint for m in self.manifests(stage)]
-
     def find(self, pattern: str) -> list[str]:
         """References to the inputs that a pattern names, sorted; never empty.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset_build import purge, removed
+from dataset_build import purge, removal, removed
 from pipeline import files, tar
 from tests.dataset_build.published_build import Web, run_in
 from train.data.index import open_dataset
@@ -30,7 +30,7 @@ def main(folder: Path, pairs: int = 100_000, removals: int = 1_000) -> None:
     list_.write_text("\n".join(_entries(web, chosen)))
 
     began = time.perf_counter()
-    request = removed.ask(run, removed.read([list_]))
+    request = removal.ask(run, removal.read([list_]))
     purge.show_uids(run.folder)
     in_force_s = time.perf_counter() - began
     executor = web.build(run_in(folder / "run", pairs_per_shard=10_000))

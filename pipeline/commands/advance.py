@@ -57,7 +57,7 @@ def build(options: argparse.Namespace, begins_at: str = "") -> int:
     run, config = open_run(options)
     stages = recipe.build_stages(config)
     names = [stage.name for stage in stages]
-    if begins_at in names and all(map(run.is_whole, names[: names.index(begins_at)])):
+    if begins_at in names and all(_is_whole(run, name) for name in names[: names.index(begins_at)]):
         stages = stages[names.index(begins_at) :]
     with _recorded(options, run):
         runner.begin(run, stages[0])
@@ -70,6 +70,13 @@ def build(options: argparse.Namespace, begins_at: str = "") -> int:
             if purge.is_settled(run.folder):
                 return code
             logging.info("more was asked to be removed meanwhile: once more")
+
+
+def _is_whole(run: Run, stage: str) -> bool:
+    """Whether all that is planned of a stage is there, and was when it last was complete."""
+    left_out = run.left_out(stage)
+    planned = [p.fingerprint for p in run.plan(stage) if p.fingerprint not in left_out]
+    return planned == run.complete(stage) == [done.fingerprint for done in run.manifests(stage)]
 
 
 def train(options: argparse.Namespace) -> int:

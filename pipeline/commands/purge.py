@@ -34,17 +34,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def purge(options: argparse.Namespace) -> int:
     """Put a request in force, then carry it out."""
-    from dataset_build import purge as removal
-    from dataset_build import removed
+    from dataset_build import purge as purging
+    from dataset_build import removal
     from pipeline import recipe
 
     status.read(options.run)  # says so if there is no run
     config = configuration.load(recipe.Config, options.run / "config.yaml")
     run = Run(options.run.absolute(), config)
-    paths = [*options.lists, *(removed.carried(options.other) if options.other else ())]
+    paths = [*options.lists, *(removal.carried(options.other) if options.other else ())]
     if paths:
-        request = removed.ask(run, removed.read(paths), options.reason)
-        removal.show_uids(run.folder)
+        request = removal.ask(run, removal.read(paths), options.reason)
+        purging.show_uids(run.folder)
         for kind, samples in request.found.items():
             if samples:
                 logging.info("%s: %s pairs", kind, f"{samples:,}")
@@ -71,9 +71,9 @@ def purge(options: argparse.Namespace) -> int:
         code = advance.build(options, begins_at="download")
     except MissingInput as error:
         raise MissingInput(
-            f"{error}\n{removal.packed(run)} samples that were removed are in shards still: put it"
+            f"{error}\n{purging.packed(run)} samples that were removed are in shards still: put it"
             f" back, then `make purge RUN={options.run}` goes on"
         ) from None
-    for line in removal.remains(run):
+    for line in purging.remains(run):
         logging.info("%s", line)
     return code

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import purge, records, redact, removed
+from dataset_build import purge, records, redact, removal, removed
 from pipeline import files, manifest, tar
 from pipeline.config import ConfigError
 from pipeline.stage import Run
@@ -39,10 +39,10 @@ def run(pristine: Path, tmp_path: Path) -> Run:
     return run_in(tmp_path / "run")
 
 
-def _ask(run: Run, tmp_path: Path, *entries: str, reason: str = "") -> removed.Request:
+def _ask(run: Run, tmp_path: Path, *entries: str, reason: str = "") -> removal.Request:
     path = tmp_path / "list.txt"
     path.write_text("# asked for\n" + "\n".join(entries) + "\n")
-    return removed.ask(run, removed.read([path]), reason)
+    return removal.ask(run, removal.read([path]), reason)
 
 
 def _holding(folder: Path, *needles: bytes) -> list[str]:
@@ -163,7 +163,7 @@ def test_bad_lines_are_named_and_nothing_comes_in_force(run: Run, tmp_path: Path
     (tmp_path / "a.txt").write_text("d1.example\nnot an entry\n\n# fine\nabc123\nco.uk\n")
     (tmp_path / "uids.txt").write_text("d1.example\n")
     with pytest.raises(ConfigError) as caught:
-        removed.ask(run, removed.read([tmp_path / "a.txt", tmp_path / "uids.txt"]))
+        removal.ask(run, removal.read([tmp_path / "a.txt", tmp_path / "uids.txt"]))
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0].rpartition("/")[2] for line in lines] == [
         *("a.txt:2", "a.txt:5", "a.txt:6"),
@@ -175,7 +175,7 @@ def test_bad_lines_are_named_and_nothing_comes_in_force(run: Run, tmp_path: Path
 def test_what_a_comment_is_and_what_an_address(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("http://a.example/x#part # why\n  \nA.Example # who\n")
-    asked = removed.read([path])
+    asked = removal.read([path])
     assert list(asked.entries["addresses"]) == ["http://a.example/x#part"]
     assert list(asked.entries["domains"]) == ["A.Example"]
 
@@ -186,9 +186,9 @@ def test_two_requests_at_the_same_time_lose_nothing(run: Run, tmp_path: Path) ->
     def ask(number: int) -> None:
         path = tmp_path / f"list-{number}.txt"
         path.write_text(WEB.url(number) + "\n")
-        asked = removed.read([path])
+        asked = removal.read([path])
         barrier.wait()
-        removed.ask(run, asked)
+        removal.ask(run, asked)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -203,7 +203,7 @@ def test_two_requests_at_the_same_time_lose_nothing(run: Run, tmp_path: Path) ->
 def test_another_run_can_take_them_over(run: Run, tmp_path: Path) -> None:
     _ask(run, tmp_path, WEB.url(3), "d9.example")
     other = run_in(tmp_path / "other")
-    request = removed.ask(other, removed.read(removed.carried(run.folder)))
+    request = removal.ask(other, removal.read(removal.carried(run.folder)))
     assert request.found["in all"] == 0
     tombstones = removed.Tombstones(other.folder)
     outcome = {"status": "ok", "sha256": WEB.sent(3), "staged_sha256": bytes(32), "final_url": ""}

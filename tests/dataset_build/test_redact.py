@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dataset_build import purge, redact, removed
+from dataset_build import purge, redact, removal, removed
 from pipeline import files, manifest
 from pipeline.stage import Run
 from tests.dataset_build.download.conftest import HostileWeb
@@ -47,7 +47,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 def _ask(run: Run, *entries: str) -> None:
     path = run.folder.parent / "list.txt"
     path.write_text("\n".join(entries))
-    removed.ask(run, removed.read([path]))
+    removal.ask(run, removal.read([path]))
 
 
 def _picture(folder: Path, row: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset_build import purge, records, removed
+from dataset_build import purge, records, removal, removed
 from dataset_build.screen import ScreenSettings
 from pipeline.stage import Run
 from tests.dataset_build import published_build
@@ -43,10 +43,10 @@ def run(pristine: Path, tmp_path: Path) -> Run:
     return run_in(tmp_path / "run")
 
 
-def _ask(run: Run, *entries: str) -> removed.Request:
+def _ask(run: Run, *entries: str) -> removal.Request:
     path = run.folder.parent / "list.txt"
     path.write_text("\n".join(entries) + "\n")
-    return removed.ask(run, removed.read([path]))
+    return removal.ask(run, removal.read([path]))
 
 
 def _packed(run: Run) -> set[bytes]:
@@ -233,7 +233,7 @@ def test_what_looks_like_it_stays_out_when_screen_decides_again(
     assert verdict["reason"] == "removed"
 
     other = run("other")  # which has neither of them yet
-    removed.ask(other, removed.read(removed.carried(run("run").folder)))
+    removal.ask(other, removal.read(removal.carried(run("run").folder)))
     InlineExecutor().advance(other, web.stages())
     assert _packed(other) == everything - {web.uid(keeps), web.uid(copy)}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import download, purge, removed
+from dataset_build import download, purge, removal
 from dataset_build.download import DownloadSettings
 from pipeline import tar
 from pipeline.stage import Run, Stage
@@ -69,10 +69,10 @@ class Builds:
                         found[member.name.partition(".")[0]] = data
         return found
 
-    def ask(self, folder: Path, *entries: str) -> removed.Request:
+    def ask(self, folder: Path, *entries: str) -> removal.Request:
         path = folder / "list.txt"
         path.write_text("\n".join(entries))
-        return removed.ask(self.run, removed.read([path]))
+        return removal.ask(self.run, removal.read([path]))
 
 
 @pytest.fixture(autouse=True)
