@@ -131,7 +131,7 @@ def ask(run: Run, asked: Asked, reason: str = "") -> Request:
             "entries": {kind: len(asked.entries[kind]) for kind in removed.KINDS},
             "samples": dict(found.samples),
             "unknown": len(found.unknown),
-            "removed.fingerprint": removed.fingerprint(run.folder),
+            "fingerprint": removed.fingerprint(run.folder),
         }
         (private / removed.RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False))
         for path in (*files.walk(private), private):
