@@ -76,9 +76,9 @@ def checked(url: str) -> tuple[str, str]:
     # Who asks for "/a/%2e%2e/b" is given "/b", and libcurl asks for it right away.
     path = without_dots(_DOT.sub(".", parts.path or "/"))
     path = quote(path, safe="/%:@!$&'()*+,;=~-._", errors="replace")
-    query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?", errors="replace") if parts.query else ""
+    query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?", errors="replace")
     authority = host if port is None else f"{host}:{port}"
-    return f"{scheme}://{authority}{path}{query}", host
+    return f"{scheme}://{authority}{path}{'?' if query else ''}{query}", host
 
 
 @lru_cache(maxsize=65536)
@@ -187,7 +187,8 @@ class Transport:
         delay_s = 0.0
         if self._settings.robots == "respect":
             began, self._local.end, self._local.busy_s = time.monotonic(), end, 0.0
-            rules = self._robots.rules(target)
+            is_hurried = end - began < self._settings.timeout_s / 2
+            rules = self._robots.rules(target, is_hurried)
             end += time.monotonic() - began - self._local.busy_s
             heeds_usage = self._settings.honour_opt_out
             reason, detail = rules.refusal(target, self._token, heeds_usage)
