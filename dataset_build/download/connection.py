@@ -107,6 +107,7 @@ class Connection:
         self._transfers = transfers
         self._detour = detour
         self._networks = tuple(map(ipaddress.ip_network, settings.allow_networks))
+        self._refused = tuple(map(ipaddress.ip_network, settings.refuse_networks))
         self._token = product_token(settings.user_agent)
         self._stopping = stopping
         self._body = bytearray()
@@ -210,7 +211,8 @@ class Connection:
             if isinstance(number, bytes):
                 number = number.decode()
             if self._detour is None:
-                allowed, blocked = is_public(number), number
+                allowed = is_public(number) and not within(number, self._refused)
+                blocked = number
             else:
                 allowed = (number, port) == (self._detour.address, self._detour.port)
                 allowed = allowed and (is_public(number) or within(number, self._networks))
@@ -233,9 +235,8 @@ class Connection:
         if self._lines > _MAX_HEADER_LINES:  # libcurl bounds an answer's, not interim answers'
             self._refusal = ("bad_response", "headers without end")
             return -1
-        if line.startswith(b"HTTP/"):  # also after an interim 1xx answer
-            code = re.match(rb"HTTP/\S+ +([0-9]{3})\b", line)
-            self._status = int(code[1]) if code else 0
+        if code := re.match(rb"HTTP/\S+ +([0-9]{3})\b", line):  # also after an interim 1xx answer
+            self._status = int(code[1])
             self._headers = []
         elif line in (b"\r\n", b"\n"):
             self._headed = self._status >= 200

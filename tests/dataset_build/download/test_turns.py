@@ -115,6 +115,13 @@ def test_limits_of_one_domain_are_not_anothers(web: Any, tmp_path: Path) -> None
     assert web.most_active > 4
 
 
+def test_limits_of_what_is_no_domain_are_refused() -> None:
+    """They would never be looked at."""
+    for name in ("www.cdn.example", "Cdn.example"):
+        with pytest.raises(ValueError, match=rf"{name}: not a registered domain.* cdn\.example"):
+            DownloadSettings(domain_limits={name: DomainLimits(connections=8)})
+
+
 def transport(web: Any, folder: Path | None, **settings: Any) -> Transport:
     given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **LOOPBACK, **settings}
     detour = Detour.parse(web.connect_to)
