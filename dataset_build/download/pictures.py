@@ -79,9 +79,17 @@ def stage(
     done = total - len(addresses)
     attempt.progress(done, total, "addresses")
 
+    @contextmanager
+    def noted() -> Iterator[None]:
+        """img2dataset would print an error and carry on, or wait for ever for its threads."""
+        try:
+            yield
+        except BaseException as failure:
+            failures.append(failure)
+
     def fetch(address: tuple[int, str]) -> tuple[int, io.BytesIO | None, str | None]:
         row, url = address
-        try:  # img2dataset's threads would wait for ever for one that raises
+        with noted():
             if not stopping():
                 result, body = _fetch(
                     transport, settings, tombstones, url, digests.get(hashes[row])
@@ -92,13 +100,12 @@ def stage(
                 if result.reason == "ok":
                     return row, staging.File(body, row), None
                 return row, None, result.reason
-        except BaseException as failure:
-            failures.append(failure)
         return row, None, "stopped"
 
     def resize(file: staging.File, boxes: object = None) -> Any:
-        with deaths.decoding(hashes[file.row]):
+        with noted(), deaths.decoding(hashes[file.row]):
             return resizer(file, boxes)
+        return None, None, None, None, None, "stopped"
 
     def end(row: int, stored: bytes | None, meta: dict[str, Any]) -> None:
         nonlocal done
@@ -106,14 +113,12 @@ def stage(
         # A stop cuts transfers short, and their retries: such an address has not ended.
         if result is None or failures or (result.reason != "ok" and stopping()):
             return
-        try:  # img2dataset would print it, and carry on
+        with noted():
             ended = hashes[row], outcome(urls[row], result, stored, meta), stored
             for each in silence.after(ended):
                 journal.end(*each)
             done += 1
             attempt.progress(done, total, "addresses")
-        except BaseException as failure:
-            failures.append(failure)
 
     resizer = staging.EightBitResizer(
         settings.image_size,

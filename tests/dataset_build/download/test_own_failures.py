@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from dataset_build.download import STAGE, connection, pictures, robots, silence, transfers, turns
+from dataset_build.download import (
+    STAGE,
+    connection,
+    guard,
+    pictures,
+    robots,
+    silence,
+    transfers,
+    turns,
+)
 from dataset_build.download.silence import NoNetwork
 from pipeline import runner
 from pipeline.manifest import Manifest, everything
@@ -91,6 +100,9 @@ SABOTAGE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "_Socket",
         failing(connection._Socket, _2nd, OSError(errno.EMFILE, "Too many open files")),
     ),
+    "the resizer": lambda patch: patch.setattr(
+        guard, "cpu_limited", failing(guard.cpu_limited, _9th, MemoryError("resizer"))
+    ),
     "a callback": lambda patch: patch.setattr(
         connection.Connection,
         "_write",
@@ -165,17 +177,23 @@ def test_silence_is_believed_once_somebody_answers() -> None:
 
 
 def test_a_few_dead_servers_are_no_dead_network() -> None:
-    one_domain = silence.Silence(threads=4)
-    of_one = [ended_as("dns", f"a{i}.site.example") for i in range(500)]
-    assert not any(map(one_domain.after, of_one))
-    assert one_domain.rest() == of_one
-    few = silence.Silence(threads=4)
-    last = [ended_as("timeout", f"a{i}.example") for i in range(23)]  # 4 of them slow for a reason
-    assert not any(map(few.after, last))
-    assert few.rest() == last
-    assert not any(map(few.after, [*last, ended_as("dns", "b.example")]))
+    heard = silence.Silence(threads=4)
+    large = [ended_as("dns", f"a{i}.b{i % 3}.example") for i in range(500)]
+    assert not any(map(heard.after, large))
+    assert heard.rest() == large
+    last = [ended_as("timeout", f"a{i}.example") for i in range(33)]  # 4 of them were the slowest
+    assert not any(map(heard.after, last))
+    assert heard.rest() == last
+    assert not any(map(heard.after, [*last, ended_as("dns", "b.example")]))
     with pytest.raises(NoNetwork, match="none answered \\(dns, timeout\\)"):
-        few.rest()
+        heard.rest()
+
+
+def test_a_dead_network_is_not_waited_for_to_the_end() -> None:
+    heard = silence.Silence(threads=4)
+    with pytest.raises(NoNetwork, match="of the last 340 addresses"):
+        for i in range(10_000):
+            heard.after(ended_as("timeout", f"a{i}.example"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
