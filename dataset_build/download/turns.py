@@ -184,8 +184,8 @@ class Turns:
         """Sleep until both may be asked; what comes after this request waits for its turn."""
         keys = tuple(dict.fromkeys((domain.key, tenant.key)))  # often they are the same
         while not self._stopping():
-            now = time.time()
             with self._records(*keys) as records:
+                now = time.time()  # not before: others may have had the lock for long
                 common, own = records[0], records[-1]
                 wait_s = max(common.begin, own.begin, own.held) - now
                 if wait_s <= 0:

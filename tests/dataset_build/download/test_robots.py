@@ -146,6 +146,11 @@ def test_a_host_is_not_forgotten_while_it_is_asked(monkeypatch: pytest.MonkeyPat
         return Answer("ok", status=200, body=b"User-agent: *\nDisallow: /" + b"x" * 1000)
 
     made = Robots(ask, "openwit", None, lambda: False)
+    with ThreadPoolExecutor(1) as pool:
+        with made._hosts.setdefault("http://slow.example", robots._Host()).lock:
+            made._held_bytes += robots._HOST_BYTES
+            list(pool.map(lambda i: made.rules(f"http://h{i}.example/"), range(20)))
+        assert "http://slow.example" in made._hosts
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda i: made.rules(f"http://h{i % 50}.example/"), range(200)))
     assert made._held_bytes == sum(host.size for host in made._hosts.values())
