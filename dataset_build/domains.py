@@ -34,6 +34,14 @@ def registered(host: str) -> str:
     return ".".join(host.split(".")[-2:]) if literal(host) is None else host
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def tenant(host: str) -> str:
+    """`mine.blogspot.com` for `img.mine.blogspot.com`, `example.com` for `img.example.com`: of a
+    domain under which anybody can have a name, whoever has this one."""
+    found = _suffixes()(host, include_psl_private_domains=True)
+    return found.top_domain_under_public_suffix or registered(host)
+
+
 def is_public_suffix(host: str) -> bool:
     """Whether anybody may register a domain directly below this one, as below `co.uk`."""
     found = _suffixes()(host)

@@ -26,7 +26,7 @@ import xxhash
 from pydantic import Field
 
 from dataset_build import domains
-from dataset_build.extract.urls import canonical, canonical_host
+from dataset_build.extract.urls import canonical, canonical_host, without_dots
 from dataset_build.hashing import U64, mix64
 from pipeline import files
 from pipeline.config import ConfigError, MissingInput, Settings, UserError
@@ -42,7 +42,7 @@ _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "perceptual": ("pdq", "perceptual"),
     "uids": ("uid",),
 }
-_KEYS = 1  # raise it when the same entry becomes another key
+_KEYS = 2  # raise it when the same entry becomes another key
 _FEW_FAULTS = 10
 # One address may be spelled in several ways within the canonical form (RFC 3986, §6.2.2).
 _ODD = r"[%|\[\]]"
@@ -147,23 +147,30 @@ class Lists:
 
     def reason_of_address(self, url: str) -> str:
         """Why this address, in any spelling, must not be asked; "" if it may."""
-        codes = np.zeros(1, np.uint8)
-        if address := canonical(url)[0]:
-            codes = self._codes("addresses", np.array([_address_key(address)], np.uint64))
-        try:
-            host = canonical_host(urlsplit(url).hostname or "")
-        except ValueError:
-            return self._reason(codes)
-        return self._reason(_either(codes, self._host_codes([host])))
+        codes = []
+        if self._entries["addresses"] and (address := canonical(url)[0]):
+            codes.append(self._code("addresses", _address_key(address)))
+        if self._entries["domains"]:
+            try:
+                host = urlsplit(url).hostname or ""
+            except ValueError:
+                host = ""
+            # A server may have a name that none should have, as `_a.example`, below one that is
+            # listed.
+            host = canonical_host(host) or host.lower().rstrip(".")
+            while "." in host:
+                codes.append(self._code("domains", _hash(host)))
+                host = host.partition(".")[2]
+        return self.reasons[min(filter(None, codes), default=0)]
 
     def reason_of_digest(self, sha256: bytes) -> str:
         """Why the file with this digest must not be kept; "" if it may."""
-        key = np.array([int.from_bytes(sha256[:8], "big")], np.uint64)
-        return self._reason(self._codes("sha256", key))
+        return self.reasons[self._code("sha256", int.from_bytes(sha256[:8], "big"))]
 
     def reason_of_uid(self, uid: bytes) -> str:
         """Why this pair must not be kept; "" if it may."""
-        return self._reason(self._codes("uids", _uid_keys(np.frombuffer(uid, ">u8")[None])))
+        (key,) = _uid_keys(np.frombuffer(uid, ">u8")[None]).tolist()
+        return self.reasons[self._code("uids", key)]
 
     def codes_of_addresses(self, urls: pa.Array | pa.ChunkedArray) -> Codes:
         """For canonical addresses, as in `records.CANDIDATES`: uint8 [rows], see `reasons`."""
@@ -192,8 +199,15 @@ class Lists:
         codes = [np.full(len(keys), code, np.uint8) for code, keys in own]
         return hashes, np.concatenate([np.empty(0, np.uint8), *codes])
 
-    def _reason(self, codes: Codes) -> str:
-        return self.reasons[int(codes[0])]
+    def _code(self, kind: Kind, key: int) -> int:
+        """As `_codes` of one key, without arrays: it is asked for every address on its way."""
+        wanted = np.uint64(key)
+        codes = []
+        for code, entries in self._entries[kind]:
+            place = int(entries.searchsorted(wanted))
+            if place < len(entries) and entries[place] == wanted:
+                codes.append(code)
+        return min(codes, default=0)
 
     def _host_codes(self, hosts: Sequence[str]) -> Codes:
         """Whether a host or any domain above it is listed."""
@@ -332,8 +346,7 @@ def _hexadecimal(entry: str, words: int) -> tuple[int, ...]:
 
 def _address_key(address: str) -> int:
     """Of a canonical address, whichever its scheme."""
-    key: int = xxhash.xxh3_64_intdigest(_spelled(address.partition(":")[2]).encode())
-    return key
+    return _hash(_spelled(address.partition(":")[2]))
 
 
 def _address_keys(urls: pa.Array | pa.ChunkedArray) -> U64:
@@ -348,7 +361,8 @@ def _address_keys(urls: pa.Array | pa.ChunkedArray) -> U64:
 
 
 def _spelled(address: str) -> str:
-    """With as few escapes as can be, in capitals, and brackets and bars escaped."""
+    """//host/path?query with as few escapes as can be, in capitals, brackets and bars escaped, and
+    no dot segments that hid in escapes."""
 
     def spell(match: re.Match[str]) -> str:
         found = match[0]
@@ -357,12 +371,17 @@ def _spelled(address: str) -> str:
         plain = chr(int(found[1:], 16))
         return plain if plain in _UNRESERVED else found.upper()
 
-    return _ESCAPE.sub(spell, address)
+    host, slash, rest = _ESCAPE.sub(spell, address)[2:].partition("/")
+    return f"//{host}{without_dots(slash + rest)}"
+
+
+def _hash(name: str) -> int:
+    value: int = xxhash.xxh3_64_intdigest(name.encode(errors="replace"))
+    return value
 
 
 def _hashes(names: Sequence[str]) -> U64:
-    digests = (xxhash.xxh3_64_intdigest(name.encode()) for name in names)
-    return np.fromiter(digests, np.uint64, len(names))
+    return np.fromiter(map(_hash, names), np.uint64, len(names))
 
 
 def _uid_keys(words: npt.NDArray[Any]) -> U64:

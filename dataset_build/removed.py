@@ -87,6 +87,8 @@ class Tombstones:
 
     def cover_file(self, sha256: bytes, final_url: str = "") -> bool:
         """Whether a file must not be kept, wherever it is from."""
+        if not self._lists:
+            return False
         digest_listed = any(sha256) and self._lists.reason_of_digest(sha256)
         return bool(digest_listed or (final_url and self._lists.reason_of_address(final_url)))
 

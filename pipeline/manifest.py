@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,14 @@ def find(stage_folder: Path, fingerprint: str) -> Manifest | None:
     return manifest if manifest and manifest.fingerprint == fingerprint else None
 
 
-def everything(stage_folder: Path) -> list[Manifest]:
-    """All manifests whose outputs are there, planned now or for an earlier configuration."""
-    found = (_whole(stage_folder, path) for path in sorted((stage_folder / "done").glob("*.json")))
+def everything(stage_folder: Path, but: Iterable[str] = ()) -> list[Manifest]:
+    """All manifests whose outputs are there, planned now or for an earlier configuration.
+
+    Those of the fingerprints `but` are not even read.
+    """
+    unread = {manifest_path(stage_folder, fingerprint) for fingerprint in but}
+    paths = sorted({*(stage_folder / "done").glob("*.json")} - unread)
+    found = (_whole(stage_folder, path) for path in paths)
     return [manifest for manifest in found if manifest]
 
 

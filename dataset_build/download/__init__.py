@@ -40,7 +40,7 @@ class DownloadSettings(Settings):
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {"threads", "contact", "polite_connections", "requests_per_s", "domain_limits"}
-    ) | {"limits_span", "max_wait_s", "max_crawl_delay_s"}
+    ) | {"limits_span", "max_wait_s", "max_crawl_delay_s", "refuse_networks"}
 
     pairs_per_task: int = Field(10_000, gt=0)
     """Pairs that one task fetches, on average."""
@@ -84,6 +84,9 @@ class DownloadSettings(Settings):
     """Networks outside the public internet that `OPENWIT_CONNECT_TO` may lead into, as
     `127.0.0.0/8`: how the sample web is reached. Addresses that come from data never get there.
     What was refused for want of an entry here is asked again once there is one."""
+    refuse_networks: tuple[str, ...] = ()
+    """Networks of the public internet that are not connected to either, as `203.0.113.0/24`: your
+    own, where what trusts its neighbours has a public address."""
     max_bytes: int = Field(20 << 20, gt=0)
     """Largest file accepted, bytes."""
     max_pixels: int = Field(25_000_000, gt=0)
@@ -116,7 +119,19 @@ class DownloadSettings(Settings):
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""
 
-    @field_validator("allow_networks")
+    @field_validator("domain_limits")
+    @classmethod
+    def _are_registered(cls, limits: dict[str, DomainLimits]) -> dict[str, DomainLimits]:
+        from dataset_build.domains import registered  # which needs this package
+
+        for name in limits:
+            if name != (domain := registered(name.lower())):
+                raise ValueError(
+                    f"{name}: not a registered domain; the limits are those of {domain}"
+                )
+        return limits
+
+    @field_validator("allow_networks", "refuse_networks")
     @classmethod
     def _are_networks(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
         for block in blocks:

@@ -7,6 +7,7 @@ number it connects to: no redirect, odd spelling or second DNS answer gets past 
 from __future__ import annotations
 
 import email.utils
+import errno
 import ipaddress
 import os
 import re
@@ -27,7 +28,10 @@ from dataset_build.download.transfers import Transfers
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
 _MAX_HEADER_LINES = 1000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TLS_ERRORS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 77, 80, 82, 83, 90, 91, 98})
+_TLS_ERRORS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 80, 82, 83, 90, 91, 98})
+# What says nothing of an address: no memory, a callback that raised, no authorities to be read.
+_OWN_ERRORS = frozenset({pycurl.E_FAILED_INIT, pycurl.E_WRITE_ERROR, pycurl.E_OUT_OF_MEMORY, 77})
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ERRORS = {
     pycurl.E_URL_MALFORMAT: "malformed_url",
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -103,6 +107,7 @@ class Connection:
         self._transfers = transfers
         self._detour = detour
         self._networks = tuple(map(ipaddress.ip_network, settings.allow_networks))
+        self._refused = tuple(map(ipaddress.ip_network, settings.refuse_networks))
         self._token = product_token(settings.user_agent)
         self._stopping = stopping
         self._body = bytearray()
@@ -134,7 +139,7 @@ class Connection:
         """One request without redirects, over by the monotonic time `end`.
 
         With `text_bytes`, so many first bytes of whatever comes are the body: no picture is
-        expected, and nobody's opt-out read.
+        expected, and nobody's opt-out read. What fails here and not there raises.
         """
         left_s = end - time.monotonic()
         if left_s <= 0:
@@ -149,12 +154,15 @@ class Connection:
         error = self._transfers.perform(curl)
         body = bytes(self._body)
         self._body = bytearray()
+        if self._failure is not None:
+            raise self._failure
         reason, detail = self._judge(error)
         answer = Answer(reason, detail, self._status, url, received=self._received)
         if reason == "ok":
             return replace(answer, body=body)
         if reason == "redirect":
-            target = curl.getinfo(pycurl.REDIRECT_URL) or self._location(url)
+            given = curl.getinfo_raw(pycurl.REDIRECT_URL) or b""  # bytes, of whatever encoding
+            target = given.decode(errors="replace") or self._location(url)
             if not target:
                 return replace(answer, reason="too_many_redirects", detail="no target")
             return replace(answer, redirect=target)
@@ -173,6 +181,8 @@ class Connection:
             return _by_status(status), f"HTTP {status}"
         if error == pycurl.E_COULDNT_CONNECT and self._blocked:
             return "blocked_address", self._blocked
+        if error in _OWN_ERRORS:
+            raise RuntimeError(f"libcurl error {error}: {self.curl.errstr()}")
         if error:
             name = "tls" if error in _TLS_ERRORS else _ERRORS.get(error, "fetch_failed")
             return name, f"libcurl error {error}"
@@ -191,6 +201,7 @@ class Connection:
         self._checked = text_bytes > 0
         self._refusal: tuple[str, str] | None = None
         self._blocked = ""
+        self._failure: OSError | None = None
 
     def _open_socket(self, purpose: int, address: tuple[int, int, int, Any]) -> socket.socket | int:
         """libcurl's question before each connection: here the address is judged."""
@@ -200,24 +211,32 @@ class Connection:
             if isinstance(number, bytes):
                 number = number.decode()
             if self._detour is None:
-                allowed, blocked = is_public(number), number
+                allowed = is_public(number) and not within(number, self._refused)
+                blocked = number
             else:
                 allowed = (number, port) == (self._detour.address, self._detour.port)
                 allowed = allowed and (is_public(number) or within(number, self._networks))
                 blocked = f"{number} is outside download.allow_networks"
             if allowed:
-                return _Socket(family, kind, protocol)
+                return self._socket(family, kind, protocol)
             self._blocked = blocked
         return int(pycurl.SOCKET_BAD)
+
+    def _socket(self, family: int, kind: int, protocol: int) -> socket.socket | int:
+        try:
+            return _Socket(family, kind, protocol)
+        except OSError as error:  # libcurl would take it for the address's failure
+            if error.errno in _SHORT:
+                self._failure = error
+            return int(pycurl.SOCKET_BAD)
 
     def _header(self, line: bytes) -> int | None:
         self._lines += 1
         if self._lines > _MAX_HEADER_LINES:  # libcurl bounds an answer's, not interim answers'
             self._refusal = ("bad_response", "headers without end")
             return -1
-        if line.startswith(b"HTTP/"):  # also after an interim 1xx answer
-            code = line.split(None, 2)[1:2]
-            self._status = int(code[0]) if code and code[0].isdigit() else 0
+        if code := re.match(rb"HTTP/\S+ +([0-9]{3})\b", line):  # also after an interim 1xx answer
+            self._status = int(code[1])
             self._headers = []
         elif line in (b"\r\n", b"\n"):
             self._headed = self._status >= 200
@@ -265,7 +284,7 @@ class Connection:
     def _retry_after_s(self) -> float:
         """Seconds that the server asks to be left alone; 0 if it does not."""
         value = dict(self._headers).get("retry-after", "")
-        if value.isdigit() and len(value) < 10:
+        if re.fullmatch(r"[0-9]{1,9}", value):
             return float(value)
         try:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

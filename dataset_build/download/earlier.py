@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Earlier:
         self.tars: dict[str, Path] = {}
         self._folder = attempt.folder
         stage_folder = attempt.run.stage_folder(attempt.task.stage)
-        for manifest in everything(stage_folder):
+        for manifest in everything(stage_folder, _elsewhere(attempt, first, last)):
             store = stage_folder / "store" / manifest.store
             paths = [store / name for name in _overlapping(manifest, first, last)]
             rows = _rows(paths, first, last, marks, attempt.stop.check)
@@ -72,6 +72,15 @@ class Earlier:
         target = self._folder / tar
         if not target.exists():
             os.link(self.tars[tar], target)
+
+
+def _elsewhere(attempt: Attempt, first: bytes, last: bytes) -> Iterator[str]:
+    """Fingerprints of tasks, as planned now, for uids that none of the range is among."""
+    for planned in attempt.run.plan(attempt.task.stage):
+        params = planned.task.params
+        low, high = uid_range.bounds(params["part"], params["parts"])
+        if low > last or high < first:
+            yield planned.fingerprint
 
 
 def _overlapping(manifest: Manifest, first: bytes, last: bytes) -> list[str]:

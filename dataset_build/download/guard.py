@@ -34,7 +34,7 @@ _FORBIDDEN = frozenset(
         *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"),
         *("os.fork", "os.forkpty", "pickle.find_class", "webbrowser.open"),
         *("ftplib.connect", "imaplib.open", "nntplib.connect", "poplib.connect", "smtplib.connect"),
-        "telnetlib.Telnet.open",
+        *("telnetlib.Telnet.open", "socket.bind"),
     }
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -96,10 +96,26 @@ def _opens(watch: Watch, path: Any, mode: object, flags: int) -> str | None:
     # img2dataset opens the null device twice a picture, and to resolve a path takes long.
     if isinstance(path, int) or not flags & _WRITING or path == os.devnull:
         return None
-    place = os.path.realpath(os.fsdecode(path))
-    if place == os.devnull or place.startswith(watch.folder):
-        return None
-    return f"writing {place}"
+    return _writes(watch, path)
+
+
+def _writes(watch: Watch, *paths: Any) -> str | None:
+    """Of something that changes what is at some paths; an open file may be changed."""
+    for path in paths:
+        if isinstance(path, int):
+            continue
+        place = os.path.realpath(os.fsdecode(path))
+        if place != os.devnull and not place.startswith(watch.folder):
+            return f"writing {place}"
+    return None
+
+
+def _first(watch: Watch, path: Any, *rest: object) -> str | None:
+    return _writes(watch, path)
+
+
+def _both(watch: Watch, source: Any, target: Any, *rest: object) -> str | None:
+    return _writes(watch, source, target)
 
 
 _RULES: dict[str, Callable[..., str | None]] = {
@@ -108,6 +124,8 @@ _RULES: dict[str, Callable[..., str | None]] = {
     "socket.sendmsg": _sends,
     "urllib.Request": _asks,
     "open": _opens,
+    **{f"os.{name}": _first for name in ("remove", "rmdir", "mkdir", "truncate", "chmod", "chown")},
+    **{f"os.{name}": _both for name in ("rename", "link", "symlink")},
 }
 
 

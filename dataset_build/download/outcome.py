@@ -63,7 +63,7 @@ def outcome(url: str, fetched: Fetched, stored: bytes | None, meta: dict[str, An
     """
     reason, detail = fetched.reason, fetched.detail
     if stored is None and reason == "ok":
-        detail = str(meta["error_message"])
+        detail = str(meta["error_message"])[:200]
         reason = _DECODER.get(detail, "undecodable")
     assert reason == "ok" or reason in REASONS, reason
     result = {

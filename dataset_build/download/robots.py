@@ -35,6 +35,8 @@ MAX_REDIRECTS = 5
 
 _LIFE_S = 86_400.0  # RFC 9309, §2.4
 _REFUSED_LIFE_S = 3_600.0  # of a server's answer that it cannot answer now
+_FAILED_LIFE_S = 60.0  # of the network's failure, in this process alone
+_TRIES = 2  # before a failure is remembered: the first one may have been bad luck
 _HELD_BYTES = 8 << 20  # of rules that a process keeps ready; parsed they are some 20 times that
 _HOST_BYTES = 200  # that a host without rules counts as
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
@@ -50,6 +52,7 @@ _RULES = {
 _NETWORK = frozenset(
     {"dns", "connect", "tls", "timeout", "connection_lost", "bad_response", "blocked_address"}
 ) | {"held_off", "stopped"}
+_OWN = frozenset({"held_off", "stopped"})  # we did not ask it
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,15 @@ class Rules:
 
     @property
     def size(self) -> int:
-        """Bytes that it counts as while it is held."""
-        return _HOST_BYTES + len(self.text) + len(self.usage)
+        """Characters of it."""
+        return len(self.text) + len(self.usage)
+
+    @property
+    def life_s(self) -> float:
+        """How long it stands."""
+        if self.reason in ("", "robots"):
+            return _REFUSED_LIFE_S if self.reason else _LIFE_S
+        return _FAILED_LIFE_S  # the network's doing
 
     def refusal(self, url: str, token: str, heeds_usage: bool) -> tuple[str, str]:
         """Reason and detail if `url` must not be asked for, else two empty strings."""
@@ -94,7 +104,16 @@ class Rules:
 @dataclass
 class _Host:
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is asked."""
     rules: Rules | None = None
+    until: float = 0.0
+    """Monotonic time up to which the rules stand."""
+    failures: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts as."""
+        return _HOST_BYTES + (self.rules.size if self.rules else 0)
 
 
 class Robots:
@@ -118,26 +137,48 @@ class Robots:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def rules(self, url: str) -> Rules:
-        """What the host of a checked address allows; may ask it, or wait for another who does."""
+    def rules(self, url: str, is_hurried: bool = False) -> Rules:
+        """What the host of a checked address allows; may ask it, or wait for another who does.
+
+        Who `is_hurried` has less time left than a host is due: its failure then says nothing.
+        """
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         with self._lock:
-            host = self._hosts.setdefault(origin, _Host())
+            if origin not in self._hosts:
+                self._hosts[origin] = _Host()
+                self._held_bytes += _HOST_BYTES
+            host = self._hosts[origin]
             self._hosts.move_to_end(origin)
         with host.lock:
-            if host.rules is None:
-                host.rules = self._found(origin)
-                self._make_room(host.rules)
-            return host.rules
+            if host.rules is not None and time.monotonic() < host.until:
+                return host.rules
+            rules = self._found(origin)
+            if rules.life_s == _FAILED_LIFE_S:
+                host.failures += not is_hurried and rules.reason not in _OWN
+                is_kept = host.failures >= _TRIES
+            else:
+                host.failures, is_kept = 0, True
+            self._remember(origin, host, rules if is_kept else None)
+            return rules
 
-    def _make_room(self, added: Rules) -> None:
-        """Forget the hosts that were asked for least lately, if there is too much to remember."""
+    def _remember(self, origin: str, host: _Host, rules: Rules | None) -> None:
+        """Keep what was found, and forget those that were asked for least lately if it is much."""
         with self._lock:
-            self._held_bytes += added.size
-            while self._held_bytes > _HELD_BYTES and len(self._hosts) > 1:
-                _, oldest = self._hosts.popitem(last=False)
-                self._held_bytes -= oldest.rules.size if oldest.rules else 0
+            is_held = self._hosts.get(origin) is host
+            self._held_bytes -= host.size if is_held else 0
+            host.rules = rules
+            host.until = time.monotonic() + (rules.life_s if rules else 0.0)
+            self._held_bytes += host.size if is_held else 0
+            excess, forgotten = self._held_bytes - _HELD_BYTES, []
+            for name, other in self._hosts.items():
+                if excess <= 0:
+                    break
+                if not other.lock.locked():
+                    excess -= other.size
+                    forgotten.append(name)
+            for name in forgotten:
+                self._held_bytes -= self._hosts.pop(name).size
 
     def _found(self, origin: str) -> Rules:
         if self._folder is None:
@@ -146,7 +187,7 @@ class Robots:
             known = _read(shelf, origin)
             if known is None:
                 known = self._asked(origin)
-                if known.reason in ("", "robots"):  # else it is the network's doing: ask again
+                if known.life_s != _FAILED_LIFE_S:
                     _add(shelf, origin, known)
             return known
 
@@ -196,7 +237,7 @@ def _read(shelf: int, origin: str) -> Rules | None:
     with contextlib.suppress(ValueError, TypeError):
         _, when, kept = content[start + 1 :].partition(b"\n")[0].split(b"\t")
         rules = Rules(*json.loads(kept))
-        if 0 <= time.time() - float(when) < (_REFUSED_LIFE_S if rules.reason else _LIFE_S):
+        if 0 <= time.time() - float(when) < rules.life_s:
             return rules
     return None
 

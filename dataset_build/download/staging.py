@@ -15,6 +15,8 @@ from typing import Any
 import cv2
 import img2dataset.downloader
 import img2dataset.resizer
+import numpy as np
+import numpy.typing as npt
 from img2dataset.resizer import Resizer
 
 from dataset_build.download import decode, guard, probe
@@ -29,8 +31,16 @@ End = Callable[[int, "bytes | None", "dict[str, Any]"], None]
 """(row, the picture as it is to be stored or None, img2dataset's account of it)."""
 
 
-class FailStopWriter:
-    """What img2dataset calls a writer: passes every row on to `end`, and stops at its first error.
+class File(io.BytesIO):
+    """What a server sent, for one row."""
+
+    def __init__(self, content: bytes, row: int) -> None:
+        super().__init__(content)
+        self.row = row
+
+
+class Writer:
+    """What img2dataset calls a writer: passes every row on to `end`, which must not raise.
 
     img2dataset prints an error of its writer and carries on, so a full disk would lose samples that
     it reports as successes. And its own writer holds the newest ones back, for webdataset's
@@ -39,22 +49,13 @@ class FailStopWriter:
 
     def __init__(self, end: End) -> None:
         self._end = end
-        self._error: Exception | None = None
 
     def write(self, img_str: bytes | None, key: str, caption: object, meta: dict[str, Any]) -> None:
         """One row has a picture, or none and `meta["error_message"]` says why."""
-        if self._error is not None:
-            raise self._error
-        try:
-            self._end(meta["row"], img_str, meta)
-        except Exception as error:
-            self._error = error
-            raise
+        self._end(meta["row"], img_str, meta)
 
     def close(self) -> None:
-        """Raises the first error there was."""
-        if self._error is not None:
-            raise self._error
+        """Nothing is held back."""
 
 
 class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc]
@@ -82,8 +83,15 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
             module.download_image_with_retry = own
 
 
+def _decoded(data: npt.NDArray[np.uint8], flags: int) -> npt.NDArray[Any] | None:
+    """In the place of `cv2.imdecode`. A JPEG can be neither deep nor transparent."""
+    if probe.kind(data[: probe.MAGIC_BYTES].tobytes()) == "jpeg":
+        return cv2.imdecode(data, flags)
+    return decode.pixels(data.tobytes())
+
+
 # img2dataset makes its transforms anew for each picture, and to check their arguments takes longer
-# than to decode some. This is its code, with transforms that are kept.
+# than to decode some. This is its code, with transforms that are kept and our decoder.
 _albumentations = img2dataset.resizer.A
 _TRANSFORMS = SimpleNamespace(
     **{
@@ -92,25 +100,18 @@ _TRANSFORMS = SimpleNamespace(
     },
     PadIfNeeded=_albumentations.PadIfNeeded,
 )
+_OPENCV = SimpleNamespace(**{**vars(cv2), "imdecode": _decoded})
 _resized = FunctionType(
     Resizer.__call__.__code__,
-    {**vars(img2dataset.resizer), "A": _TRANSFORMS},
+    {**vars(img2dataset.resizer), "A": _TRANSFORMS, "cv2": _OPENCV},
     argdefs=Resizer.__call__.__defaults__,
 )
 
 
 class EightBitResizer(Resizer):  # type: ignore[misc]
-    """img2dataset's Resizer for pictures from anywhere: see `decode`. A JPEG, which can be neither
-    deep nor transparent, goes to it as it is."""
+    """img2dataset's Resizer for pictures from anywhere: see `decode`."""
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: object = None) -> Any:
         """As img2dataset's: (bytes, width, height, original width, original height, error)."""
         with guard.cpu_limited(_PICTURE_CPU_S):
-            data = img_stream.getvalue()
-            if probe.kind(data) != "jpeg":
-                try:
-                    plain = cv2.imencode(".bmp", decode.pixels(data))[1].tobytes()
-                except Exception as error:  # else img2dataset would print it, and lose the row
-                    return None, None, None, None, None, str(error)[:200]
-                img_stream = io.BytesIO(plain)
             return _resized(self, img_stream, blurring_bbox_list)

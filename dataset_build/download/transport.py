@@ -21,6 +21,7 @@ from dataset_build.download.opt_out import product_token
 from dataset_build.download.robots import MAX_BYTES, MAX_REDIRECTS, Robots
 from dataset_build.download.transfers import Transfers
 from dataset_build.download.turns import HeldOff, Turns
+from dataset_build.extract.urls import without_dots
 from dataset_build.lists import Lists
 from pipeline.config import ConfigError
 
@@ -33,6 +34,7 @@ _RETRIED = frozenset(
 _FOR_EVER = frozenset({501, 505, 508, 511})  # server errors that another try does not mend
 _HELD_BY = frozenset({429, 503})  # whose Retry-After is meant for all that we ask of the domain
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_DOT = re.compile("%2e", re.IGNORECASE)
 
 
 class Refused(Exception):
@@ -55,7 +57,7 @@ def checked(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise Refused("malformed_url", str(error)) from None
+        raise Refused("malformed_url", str(error)[:80]) from None
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https"):
         raise Refused("blocked_scheme", scheme[:32])
@@ -71,14 +73,18 @@ def checked(url: str) -> tuple[str, str]:
         host = _ascii_host(host)
         if (address := literal(host)) is not None:  # spelled in digits beyond ASCII
             raise Refused("malformed_url", f"{address} in disguise")
-    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?") if parts.query else ""
+    # Who asks for "/a/%2e%2e/b" is given "/b", and libcurl asks for it right away.
+    path = without_dots(_DOT.sub(".", parts.path or "/"))
+    path = quote(path, safe="/%:@!$&'()*+,;=~-._", errors="replace")
+    query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?", errors="replace")
     authority = host if port is None else f"{host}:{port}"
-    return f"{scheme}://{authority}{path}{query}", host
+    return f"{scheme}://{authority}{path}{'?' if query else ''}{query}", host
 
 
 @lru_cache(maxsize=65536)
 def _ascii_host(host: str) -> str:
+    if len(host) > _MAX_HOST:
+        raise Refused("malformed_url", f"a host name of {len(host)} characters")
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode()
@@ -175,13 +181,14 @@ class Transport:
         try:
             target, host = checked(url)
         except Refused as refused:
-            return Answer(refused.reason, str(refused), url=url), end
+            return Answer(refused.reason, str(refused), url=url[:_MAX_URL]), end
         if reason := self._listed(target):
             return Answer(reason, "listed", url=target), end
         delay_s = 0.0
         if self._settings.robots == "respect":
             began, self._local.end, self._local.busy_s = time.monotonic(), end, 0.0
-            rules = self._robots.rules(target)
+            is_hurried = end - began < self._settings.timeout_s / 2
+            rules = self._robots.rules(target, is_hurried)
             end += time.monotonic() - began - self._local.busy_s
             heeds_usage = self._settings.honour_opt_out
             reason, detail = rules.refusal(target, self._token, heeds_usage)
@@ -202,7 +209,7 @@ class Transport:
             try:
                 target, host = checked(url)
             except Refused as refused:
-                answer = Answer(refused.reason, str(refused), url=url)
+                answer = Answer(refused.reason, str(refused), url=url[:_MAX_URL])
                 break
             if reason := self._listed(target):
                 answer = Answer(reason, "listed", url=target)

@@ -3,8 +3,9 @@
 The tasks of a run, on one machine or many, share one sparse file, RUN/download/turns. A connection
 is a byte-range lock in it (`fcntl.lockf`: kept by the kernel or the file server, gone with its
 process however that ends, good over NFSv4 and Lustre mounted with `flock`). When a domain may be
-asked next stands in a record of two times, read and written under a lock. A domain is its hash:
-two of a million share a record now and then, and are asked more slowly for it, never faster.
+asked next stands in a record, read and written under a lock. Connections and rate are the
+registered domain's; what a host asks for, by Retry-After or Crawl-delay, holds for its tenant
+alone: no blog silences all blogs.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import xxhash
 
-from dataset_build.domains import registered
+from dataset_build.domains import registered, tenant
 from dataset_build.download import DownloadSettings
 from pipeline.config import ConfigError
 
-_RECORD = struct.Struct("<dd")  # Unix times: when the next request may begin; held off until
-_RECORDS = 1 << 22
-FILE_BYTES = _RECORDS * _RECORD.size
-"""The longest that the file, which is sparse, may seem: 64 MiB."""
+_WAYS = 8
+_BUCKET = struct.Struct("<" + "Qdd" * _WAYS)  # a name's hash, and its two times
+_BUCKETS = 1 << 19
+FILE_BYTES = _BUCKETS * _BUCKET.size
+"""The longest that the file, which is sparse, may seem: 96 MiB."""
 _LOCKS = 1 << 40  # where connections are locked: beyond the records, there are no bytes there
+_NAMES = 1 << 42
 _MOST_CONNECTIONS = 1024
 _LONGEST_HOLD_S = 86_400.0
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.005, 0.25
@@ -44,20 +48,40 @@ class HeldOff(Exception):
 
 
 @dataclass
-class _Domain:
-    """What one process knows of a domain."""
+class _Record:
+    """What the file says of a name, by its hash; Unix times."""
 
-    number: int
+    key: int
+    begin: float
+    """When the next request may begin."""
+    held: float
+    """Nobody may ask before."""
+
+
+@dataclass
+class _Tenant:
+    """What one process knows of those who can speak for a host."""
+
+    key: int
+    patience_s: float
+    """How long, in all, this process still waits out what they ask for."""
+    paid_until: float = 0.0
+    """Unix time up to which waiting has been taken off the patience."""
+    delay_s: float = 0.0
+    """Least time between requests, of a robots.txt."""
+
+
+@dataclass
+class _Domain:
+    """What one process knows of a registered domain."""
+
+    key: int
     connections: int
     interval_s: float
     """Least time from the beginning of a request to that of the next."""
-    patience_s: float
-    """How long, in all, this process still waits out what the domain asks for."""
     free: list[int] = field(default_factory=list)
     """Numbers of its connections that no thread of this process holds."""
     room: threading.Semaphore = field(default_factory=threading.Semaphore)
-    paid_until: float = 0.0
-    """Unix time up to which waiting has been taken off the patience."""
 
 
 class Turns:
@@ -74,6 +98,7 @@ class Turns:
         self._stopping = stopping
         self._lock = threading.Lock()
         self._domains: dict[str, _Domain] = {}
+        self._tenants: dict[str, _Tenant] = {}
         self._alone: dict[int, bytes] = {}
         self._path = path
         self._file = -1
@@ -96,38 +121,43 @@ class Turns:
         `delay_s` is what the host itself wants between two requests. Returns early, with nothing
         awaited, after a stop was asked for. Raises `HeldOff`.
         """
-        domain = self._domain(host)
-        domain.interval_s = max(domain.interval_s, delay_s)
+        domain, tenant = self._domain(host), self._tenant(host)
+        tenant.delay_s = max(tenant.delay_s, delay_s)
         with domain.room:
             connection = self._connect(domain)
             try:
-                self._await(domain)
+                self._await(domain, tenant)
                 yield
             finally:
                 self._disconnect(domain, connection)
 
     def hold(self, host: str, seconds: float) -> None:
-        """Let nobody ask the host's domain for some time; an earlier, longer wish stands."""
-        domain = self._domain(host)
+        """Let nobody ask the host's tenant for some time; an earlier, longer wish stands."""
         until = time.time() + min(seconds, _LONGEST_HOLD_S)
-        with self._record(domain) as (begin, held):
-            self._write(domain, begin, max(held, until))
+        with self._records(self._tenant(host).key) as (record,):
+            record.held = max(record.held, until)
 
     def _domain(self, host: str) -> _Domain:
         name = registered(host)
         with self._lock:
             if name not in self._domains:
                 limits = self._settings.limits_of(name)
-                number = xxhash.xxh3_64_intdigest(name.encode()) % _RECORDS
                 self._domains[name] = _Domain(
-                    number,
+                    xxhash.xxh3_64_intdigest(name.encode()),
                     limits.connections,
                     1 / limits.requests_per_s if limits.requests_per_s else 0.0,
-                    self._settings.max_wait_s,
                     list(range(limits.connections)),
                     threading.Semaphore(limits.connections),
                 )
             return self._domains[name]
+
+    def _tenant(self, host: str) -> _Tenant:
+        name = tenant(host)
+        with self._lock:
+            if name not in self._tenants:
+                key = xxhash.xxh3_64_intdigest(name.encode())
+                self._tenants[name] = _Tenant(key, self._settings.max_wait_s)
+            return self._tenants[name]
 
     def _connect(self, domain: _Domain) -> int:
         """Lock one of the domain's connections, as soon as no other process has them all."""
@@ -150,56 +180,78 @@ class Turns:
                 self._unlock(self._place(domain, connection))
                 domain.free.append(connection)
 
-    def _await(self, domain: _Domain) -> None:
-        """Sleep until the domain may be asked; what comes after this request waits for its turn."""
+    def _await(self, domain: _Domain, tenant: _Tenant) -> None:
+        """Sleep until both may be asked; what comes after this request waits for its turn."""
+        keys = tuple(dict.fromkeys((domain.key, tenant.key)))  # often they are the same
         while not self._stopping():
-            now = time.time()
-            with self._record(domain) as (begin, held):
-                wait_s = max(begin, held) - now
+            with self._records(*keys) as records:
+                now = time.time()  # not before: others may have had the lock for long
+                common, own = records[0], records[-1]
+                wait_s = max(common.begin, own.begin, own.held) - now
                 if wait_s <= 0:
                     if domain.interval_s:
-                        self._write(domain, now + domain.interval_s, held)
+                        common.begin = now + domain.interval_s
+                    if tenant.delay_s:
+                        own.begin = max(own.begin, now + tenant.delay_s)
                     return
-                if held > now:
-                    self._be_patient(domain, now, held)
+                if own.held > now:
+                    self._be_patient(tenant, now, own.held)
             time.sleep(min(wait_s, 0.2))
 
-    def _be_patient(self, domain: _Domain, now: float, held: float) -> None:
+    def _be_patient(self, tenant: _Tenant, now: float, held: float) -> None:
         """Account for a hold, once for all threads. Raises `HeldOff` if it lasts too long."""
-        if held > domain.paid_until:
-            more_s = held - max(now, domain.paid_until)
-            if more_s > domain.patience_s:
+        if held > tenant.paid_until:
+            more_s = held - max(now, tenant.paid_until)
+            if more_s > tenant.patience_s:
                 raise HeldOff(f"for another {held - now:.0f} s")
-            domain.patience_s -= more_s
-            domain.paid_until = held
+            tenant.patience_s -= more_s
+            tenant.paid_until = held
 
     @contextmanager
-    def _record(self, domain: _Domain) -> Iterator[tuple[float, float]]:
-        """A domain's two times, while no other thread or process reads or writes them."""
-        place = domain.number * _RECORD.size
+    def _records(self, *keys: int) -> Iterator[list[_Record]]:
+        """Names' records, while no other thread or process reads or writes them; what is changed
+        is kept."""
+        places = sorted(
+            {key % _BUCKETS * _BUCKET.size for key in keys}
+        )  # so nobody waits crosswise
         with self._lock:
-            if self._file < 0:
-                content = self._alone.get(place, b"")
-            else:
-                self._locked(place, wait=True)
-                content = os.pread(self._file, _RECORD.size, place)
             try:
-                begin, held = _RECORD.unpack(content.ljust(_RECORD.size, b"\0"))
-                # A clock may have been set back: nobody asks for more than a day.
-                latest = time.time() + _LONGEST_HOLD_S
-                yield (begin if begin < latest else 0.0, held if held <= latest else 0.0)
+                for place in places:
+                    self._locked(place, wait=True)
+                buckets = {place: self._read(place) for place in places}
+                found = [_of(key, buckets[key % _BUCKETS * _BUCKET.size], keys) for key in keys]
+                before = [(record.begin, record.held) for record in found]
+                yield found
+                if before != [(record.begin, record.held) for record in found]:
+                    for place, bucket in buckets.items():
+                        self._write(place, bucket)
             finally:
-                self._unlock(place)
+                for place in places:
+                    self._unlock(place)
 
-    def _write(self, domain: _Domain, begin: float, held: float) -> None:
-        place, content = domain.number * _RECORD.size, _RECORD.pack(begin, held)
+    def _read(self, place: int) -> list[_Record]:
+        if self._file < 0:
+            content = self._alone.get(place, b"")
+        else:
+            content = os.pread(self._file, _BUCKET.size, place)
+        fields = iter(_BUCKET.unpack(content.ljust(_BUCKET.size, b"\0")))
+        # A clock may have been set back: nobody asks for more than a day.
+        latest = time.time() + _LONGEST_HOLD_S
+        return [
+            _Record(key, begin if begin < latest else 0.0, held if held <= latest else 0.0)
+            for key, begin, held in zip(fields, fields, fields, strict=True)
+        ]
+
+    def _write(self, place: int, bucket: list[_Record]) -> None:
+        fields = ((record.key, record.begin, record.held) for record in bucket)
+        content = _BUCKET.pack(*chain.from_iterable(fields))
         if self._file < 0:
             self._alone[place] = content
         else:
             os.pwrite(self._file, content, place)
 
     def _place(self, domain: _Domain, connection: int) -> int:
-        return _LOCKS + domain.number * _MOST_CONNECTIONS + connection
+        return _LOCKS + domain.key % _NAMES * _MOST_CONNECTIONS + connection
 
     def _locked(self, place: int, wait: bool) -> bool:
         """Lock one byte of the file; False if another process has it and `wait` is False."""
@@ -225,3 +277,14 @@ class Turns:
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+
+
+def _of(key: int, bucket: list[_Record], keys: Collection[int]) -> _Record:
+    """A name's record; if there is none, that which is over, or will be soonest, becomes it."""
+    for record in bucket:
+        if record.key == key:
+            return record
+    others = (record for record in bucket if record.key not in keys)
+    record = min(others, key=lambda record: max(record.begin, record.held))
+    record.key, record.begin, record.held = key, 0.0, 0.0
+    return record

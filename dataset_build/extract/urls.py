@@ -87,15 +87,16 @@ def _assembled(url: str) -> tuple[str, str]:
         host = host.partition(":")[0]
     if not rest.startswith("/"):
         rest = "/" + rest
-    if _DOTS.search(rest):
-        rest = _without_dots(rest)
+    rest = without_dots(rest)
     rest = quote(rest, safe=_SAFE, errors="ignore")
     url = f"{scheme}://{host}{rest}"
     return (url, "") if len(url) <= _MAX_LENGTH else ("", "long_url")
 
 
-def _without_dots(rest: str) -> str:
+def without_dots(rest: str) -> str:
     """A path and query whose path has no "." and ".." segments any more (RFC 3986, §5.2.4)."""
+    if not _DOTS.search(rest):
+        return rest
     path, question, query = rest.partition("?")
     segments: list[str] = []
     *folders, name = path.split("/")[1:]

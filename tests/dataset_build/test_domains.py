@@ -69,3 +69,18 @@ def test_a_hash_is_of_the_name_alone() -> None:
     assert first[[2, 0, 1]].tolist() == second[[0, 1, 3]].tolist()
     assert len({*first.tolist(), *second.tolist()}) == 4
     assert domains.hashed(one.slice(1, 1)).tolist() == first[1:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("host", "tenant"),
+    [
+        ("img.mine.blogspot.com", "mine.blogspot.com"),
+        ("mine.github.io", "mine.github.io"),
+        ("blogspot.com", "blogspot.com"),
+        ("farm1.static.example.co.uk", "example.co.uk"),
+        ("a.b.example.nosuchsuffix", "example.nosuchsuffix"),
+        ("192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_a_tenant_is_no_other_one(host: str, tenant: str) -> None:
+    assert domains.tenant(host) == tenant

@@ -46,6 +46,7 @@ def test_an_address_is_listed_however_it_is_spelled(write: Write) -> None:
         "https://a.example/x/1.jpg?b=~",
         "HTTP://A.Example:80/x/../x/1.jpg?b=%7E#top",
         "http://b.example/",
+        "http://a.example/y/%2e%2E/x/%2e/1.jpg?b=~",
     ):
         assert known.reason_of_address(url) == "blocked", url
     for url in (
@@ -71,6 +72,9 @@ def test_a_domain_covers_what_is_below_it_and_nothing_beside_it(write: Write) ->
         "1.img.mixed.org",
         "xn--bcher-kva.example",
         "10.0.0.1",
+        "_a.bad.org",
+        "a-.BAD.org.",
+        "-.bad.org",
     ):
         assert known.reason_of_address(f"http://{host}/1.jpg") == "blocked", host
     for host in ("notbad.org", "org", "bad.org.example", "mixed.org", "www.mixed.org", "10.0.0.2"):

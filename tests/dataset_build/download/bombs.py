@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from dataset_build.download import DownloadSettings, guard, probe, shard
+from dataset_build.download import DownloadSettings, guard, pictures, probe
 from dataset_build.download.outcome import _DECODER as DECODER
 from tests.dataset_build.download.conftest import chunk
 
@@ -142,7 +142,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 def outcome(data: bytes, settings: DownloadSettings, resizer: Callable[..., object]) -> str:
     """The name under which a task would count the file."""
     try:
-        reason, _ = shard._size_reason(settings, probe.probe(data))
+        reason, _ = pictures._size_reason(settings, probe.probe(data))
     except probe.NotPicture as refused:
         return refused.reason
     if reason != "ok":

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_build import download
-from dataset_build.download import DownloadSettings
+from dataset_build.download import DownloadSettings, shard
+from dataset_build.download.earlier import Earlier
 from dataset_build.lists import ListSettings, ListsSettings
+from pipeline import manifest
 from pipeline.manifest import Stats
 from pipeline.stage import Run
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
@@ -82,9 +84,9 @@ class Downloads:
 
     def check_pictures(self) -> None:
         """Every outcome names a tar of its own task, and that holds what the server serves."""
-        for manifest in self.run.manifests("download"):
-            store = self.folder / "download" / "store" / manifest.store
-            names = [output.name for output in manifest.outputs]
+        for task in self.run.manifests("download"):
+            store = self.folder / "download" / "store" / task.store
+            names = [output.name for output in task.outputs]
             for fetched in (name for name in names if name.endswith(".parquet")):
                 for row in pq.read_table(store / fetched).to_pylist():
                     assert (row["staged"] in names) == (row["status"] == "ok")
@@ -271,8 +273,6 @@ def test_what_a_stopped_download_published_is_taken_over(
     select: Downloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that were done when another failed count, though their stage never was complete."""
-    from dataset_build.download import shard
-
     honest: Callable[..., Stats] = shard.fetch_shard
 
     def fails_at_last(attempt: Any) -> Stats:
@@ -289,6 +289,30 @@ def test_what_a_stopped_download_published_is_taken_over(
     rest = select(FIRST + MORE, pairs_per_task=6)
     assert sorted(partly + rest) == asked(FIRST + MORE)
     select.check_pictures()
+
+
+def test_manifests_of_other_tasks_of_the_plan_are_not_read(
+    select: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else tasks would read as many as there are tasks squared."""
+    read: list[Path] = []
+    own = manifest._whole
+
+    def note(stage_folder: Path, path: Path) -> Any:
+        read.append(path)
+        return own(stage_folder, path)
+
+    select(FIRST, FIRST + MORE, pairs_per_task=17)
+    before = {path.name for path in (select.folder / "download/done").iterdir()}
+    monkeypatch.setattr(shard, "Earlier", lambda *given: _noting(*given, patch=(note, read)))
+    assert select(FIRST + MORE, pairs_per_task=4) == asked(MORE)
+    assert {path.name for path in read} == before
+
+
+def _noting(*given: Any, patch: tuple[Any, list[Path]]) -> Earlier:
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(manifest, "_whole", patch[0])
+        return Earlier(*given)
 
 
 def test_a_snapshot_that_is_made_again_gives_its_new_records(grown: Downloads) -> None:

@@ -99,6 +99,20 @@ def test_an_index_with_the_digests_will_do(
     assert changed(build("again", path)) == CHANGED - {11}
 
 
+def test_what_had_no_file_may_have_one_by_now(
+    build: Build, published: Path, changed_web: None
+) -> None:
+    """Of an address that had failed a published table has the digest of nothing."""
+    for path in published.glob("fetched-*.parquet"):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["url"].endswith("/3"):
+                row.update(status="dead_link", sha256=bytes(32))
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert changed(build("again", published / "fetched-*.parquet")) == CHANGED - {3}
+
+
 def test_other_expectations_are_judged_anew(
     build: Build, published: Path, changed_web: None, web: HostileWeb
 ) -> None:

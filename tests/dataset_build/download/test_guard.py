@@ -51,6 +51,18 @@ TRIED: dict[str, Callable[[int], object]] = {
     "a pickle": lambda port: pickle.loads(b"cposix\nsystem\n."),
     "a file": lambda port: Path("written.txt").write_text("x"),
     "a descriptor": lambda port: os.open("written.txt", os.O_CREAT | os.O_WRONLY),
+    "a server": lambda port: socket.create_server(("127.0.0.1", 0)),
+    "a removal": lambda port: Path("there.txt").unlink(),
+    "a folder's removal": lambda port: Path("there").rmdir(),
+    "a folder": lambda port: Path("written.txt").mkdir(),
+    "a move away": lambda port: Path("there.txt").rename("run/there.txt"),
+    "a move out": lambda port: Path("run/own.txt").rename("written.txt"),
+    "a link to outside": lambda port: os.link("there.txt", "run/there.txt"),
+    "a link outside": lambda port: os.link("run/own.txt", "written.txt"),
+    "a symbolic link": lambda port: Path("written.txt").symlink_to("run"),
+    "a cut": lambda port: os.truncate("there.txt", 0),
+    "a mode": lambda port: Path("there.txt").chmod(0),
+    "an owner": lambda port: os.chown("there.txt", os.getuid(), -1),
 }
 
 
@@ -59,6 +71,9 @@ def test_nothing_of_the_kind_happens_while_pictures_are_fetched(
     what: str, tmp_path: Path, canary: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run/own.txt").write_text("own")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.txt").write_text("there")
     monkeypatch.chdir(tmp_path)
     with guard.watching(tmp_path / "run") as watch:
         with pytest.raises(Exception) as raised:
@@ -70,6 +85,9 @@ def test_nothing_of_the_kind_happens_while_pictures_are_fetched(
         assert watch.refused
     assert canary.connections == 0
     assert not (tmp_path / "written.txt").exists()
+    assert (tmp_path / "there").exists()
+    assert (tmp_path / "there.txt").read_text() == "there"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["own.txt"]
 
 
 def test_files_are_written_in_the_folder_and_nowhere_else(tmp_path: Path) -> None:
@@ -82,6 +100,11 @@ def test_files_are_written_in_the_folder_and_nowhere_else(tmp_path: Path) -> Non
             with pytest.raises(guard.Forbidden):
                 path.open("w")
         (inside / "x").write_text("x")
+        (inside / "new").mkdir()
+        (inside / "x").replace(inside / "new" / "y")
+        (inside / "new" / "y").unlink()
+        with (inside / "x").open("w") as stream:
+            stream.truncate(0)
         assert (ROOT / "README.md").read_text()  # reading is free
     assert not list(outside.iterdir())
 

@@ -174,3 +174,17 @@ def test_a_resolver_that_changes_its_mind_gains_nothing(
             assert answer.reason == "blocked_address", (expected, answer)
             assert {web.host, *asked} == {web.host, *expected}
     assert [server.connections for server in canaries] == [0] * len(CANARIES)
+
+
+def test_networks_of_ones_own_are_refused_though_they_are_public() -> None:
+    own = ("8.8.8.0/24", "2001:4860::/32")
+    settings = DownloadSettings(contact="https://lab.example", retries=0, refuse_networks=own)
+    made = Transport(settings, None, lambda: False)
+    connection = made._connection("a.example")
+    for number in ("8.8.8.8", "2001:4860:4860::8888"):
+        family = socket.AF_INET6 if ":" in number else socket.AF_INET
+        verdict = connection._open_socket(0, (family, socket.SOCK_STREAM, 0, (number, 443)))
+        assert (verdict, connection._blocked) == (int(pycurl.SOCKET_BAD), number)
+    allowed = connection._open_socket(0, (socket.AF_INET, socket.SOCK_STREAM, 0, ("8.8.4.4", 443)))
+    assert not isinstance(allowed, int)
+    made.close()

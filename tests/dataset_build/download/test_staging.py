@@ -33,7 +33,7 @@ def test_pictures_are_the_very_bytes_of_img2dataset(
 def test_a_download_does_without_torch_and_leaves_it_to_others() -> None:
     program = """
 import sys
-from dataset_build.download.shard import absent
+from dataset_build.download.pictures import absent
 with absent("torch"):
     from dataset_build.download import staging
 assert "torch" not in sys.modules

@@ -245,3 +245,38 @@ def test_a_detour_must_be_written_out() -> None:
     assert Detour.parse(".example=127.0.0.1:80") == Detour(".example", "127.0.0.1", 80)
     with pytest.raises(AssertionError, match="OPENWIT_CONNECT_TO"):
         Detour.parse("example")
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, web: Any, answers: dict[str, bytes]) -> None:
+    """Let the web answer some targets with these very bytes."""
+    own = type(web)._answer
+
+    def answer(served: Any, client: Any, target: str) -> bool:
+        if target in answers:
+            client.sendall(answers[target])
+            return True
+        return bool(own(served, client, target))
+
+    monkeypatch.setattr(type(web), "_answer", answer)
+
+
+def test_what_no_server_should_say_is_an_answer_like_others(
+    web: Any, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, empty = b"HTTP/1.1 %s x\r\nContent-Length: 0\r\n", b"\r\n"
+    moved = head % b"302"
+    odd = {
+        "/superscript": head % b"503" + b"Retry-After: \xb2\r\n" + empty,
+        "/latin": moved + b"Location: /caf\xe9.jpg\r\n" + empty,
+        "/host": moved + b"Location: http://caf\xe9.example/ok.jpg\r\n" + empty,
+        "/long": moved + b"Location: /" + b"x" * 90_000 + b"\r\n" + empty,
+        "/digits": head % b"404" + b"HTTP/1.1 " + b"9" * 5000 + b": x\r\n" + empty,
+    }
+    serve(monkeypatch, web, odd)
+    assert fetch("/superscript").reason == "server_error"
+    assert fetch("/latin").url == "http://a.example/caf%E9.jpg"
+    assert fetch("/host").reason == "malformed_url"
+    answer = fetch("/long")
+    assert (answer.reason, len(answer.url)) == ("malformed_url", 8192)
+    assert fetch("/digits").reason in ("dead_link", "bad_response")
+    assert fetch("/ok.jpg").reason == "ok"

@@ -115,6 +115,13 @@ def test_limits_of_one_domain_are_not_anothers(web: Any, tmp_path: Path) -> None
     assert web.most_active > 4
 
 
+def test_limits_of_what_is_no_domain_are_refused() -> None:
+    """They would never be looked at."""
+    for name in ("www.cdn.example", "Cdn.example"):
+        with pytest.raises(ValueError, match=rf"{name}: not a registered domain.* cdn\.example"):
+            DownloadSettings(domain_limits={name: DomainLimits(connections=8)})
+
+
 def transport(web: Any, folder: Path | None, **settings: Any) -> Transport:
     given = {"retries": 0, "robots": "ignore", "requests_per_s": None, **LOOPBACK, **settings}
     detour = Detour.parse(web.connect_to)
@@ -185,6 +192,39 @@ def _enter(turns: Turns, host: str, delay_s: float = 0.0) -> float:
         return time.time()
 
 
+def test_a_tenant_speaks_for_himself_alone(tmp_path: Path) -> None:
+    """Though all that lies below a domain shares its connections and its rate."""
+    settings = DownloadSettings(requests_per_s=5.0, max_wait_s=0)
+    turns = Turns(settings, tmp_path / "turns", lambda: False)
+    turns.hold("evil.blogspot.com", 86_400)
+    with pytest.raises(HeldOff):
+        _enter(turns, "img.evil.blogspot.com")
+    _enter(turns, "slow.github.io", delay_s=20)
+    times = [_enter(turns, f"good{i}.blogspot.com") for i in range(4)]
+    times.append(_enter(turns, "evil2.blogspot.com", delay_s=0.6))
+    assert times[-1] - times[0] > 4 / 5 - 0.01
+    assert 0.6 > _enter(turns, "good0.blogspot.com") - times[-1] > 0.19
+    assert _enter(turns, "img.evil2.blogspot.com") - times[-1] > 0.59
+    turns.close()
+
+
+def test_no_stranger_shares_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset_build.download.turns._BUCKETS", 1)
+    turns = Turns(DownloadSettings(requests_per_s=None, max_wait_s=0), None, lambda: False)
+    for i in range(3):
+        _enter(turns, f"over{i}.example", delay_s=0.001)
+    time.sleep(0.01)
+    for i in range(7):
+        turns.hold(f"held{i}.example", 100 + i)
+    for i in range(30):
+        _enter(turns, f"free{i}.example")
+        _enter(turns, f"slow{i}.example", delay_s=0.001)
+        time.sleep(0.002)
+    for i in range(7):
+        with pytest.raises(HeldOff, match=f"another {100 + i} s"):
+            _enter(turns, f"held{i}.example")
+
+
 def test_a_hosts_own_delay_is_kept_and_bounded(web: Any, tmp_path: Path) -> None:
     web.robots["a.example"] = ("200 OK", b"User-agent: *\nCrawl-delay: 3600")
     made = transport(web, tmp_path, robots="respect", max_crawl_delay_s=0.4)
@@ -214,8 +254,8 @@ def test_a_stop_ends_all_waiting(tmp_path: Path) -> None:
 def test_a_time_from_a_clock_gone_wrong_holds_nobody(tmp_path: Path) -> None:
     settings = DownloadSettings(requests_per_s=None)
     turns = Turns(settings, tmp_path / "turns", lambda: False)
-    domain = turns._domain("a.example")
-    turns._write(domain, time.time() + 10**7, time.time() + 10**7)
+    with turns._records(turns._tenant("a.example").key) as (record,):
+        record.begin = record.held = time.time() + 10**7
     start = time.monotonic()
     _enter(turns, "a.example")
     assert time.monotonic() - start < 1
