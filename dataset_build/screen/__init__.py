@@ -70,6 +70,7 @@ class ScreenSettings(Settings):
 
 
 REASONS: dict[str, str] = {
+    "removed": "it was removed from the run after its download",
     "blocked": "`lists.blocked` has its address, domain, file, picture or uid",
     "opted_out": "`lists.opted_out` has",
     "evaluation": "a picture of an evaluation set, or nearly one",
@@ -227,5 +228,5 @@ STAGE = Stage(
     work,
     then=(_plan_collect, _plan_compare, _plan_decide),
     unit="pairs",
-    version=3,
+    version=4,
 )

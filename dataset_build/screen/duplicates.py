@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build.hashing import U64
 from dataset_build.neighbours import changes, place_in_run
+from dataset_build.screen import staged
 
 ROWS_AT_ONCE = 32_000_000  # of 24 bytes, three times over while they are sorted: 2.3 GB
 
@@ -73,8 +73,8 @@ def digests(
     start = 0
     for path in paths:
         check()
-        table = pq.read_table(path, columns=["status", "sha256"])
-        table = table.filter(pc.equal(table["status"], "ok"))
+        table = pq.read_table(path, columns=["sha256", *staged.COLUMNS])
+        table = table.filter(staged.numbered(table))
         found: list[Any] = table["sha256"].to_pylist()
         raw = np.frombuffer(b"".join(found), ">u8").reshape(-1, 4)
         mine = raw[:, 3] % passes == number
