@@ -1,8 +1,9 @@
 """The verdict on every pair with a picture, and the cap once more.
 
-A row here is the number that `staged` gives a picture. It is dropped for the first reason that holds: first what is wrong with the picture itself, then what
-another pair has. Where `balance.spare` selected more than the cap, each query then keeps the first
-of what is left to it, by the same priorities, up to the cap.
+A row here is the number that `staged` gives a picture. It is dropped for the first reason that
+holds: first what is wrong with the picture itself, then what another pair has. Where
+`balance.spare` selected more than the cap, each query then keeps the first of what is left to it,
+by the same priorities, up to the cap.
 
 A pair that keeps a picture takes over captions of those that yield to it, but not their queries:
 what a query selected, and what counts towards its cap, is a caption that it occurs in.

@@ -6,8 +6,8 @@ coefficients lay closest to the median: 16 keys a part. A copy flips weak bits f
 meet under some key of some part; `python -m benchmarks screen` measures how many of them do. Those
 that meet are compared in full, so nothing is found that is not near.
 
-At 400 million pictures 128 keys each are 5·10¹⁰ numbers to sort: an hour or two of one core in all,
-in pieces of half a GiB. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
+At 400 million pictures 128 keys each are 5·10¹⁰ numbers, made and sorted in pieces of half a GiB:
+three hours of one core in all. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
 5·10⁹ comparisons a part. (Found exactly, by 16 parts of 16 bits with a flip each, it would be some
 3·10¹⁴ comparisons: weeks of a core.)
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +117,7 @@ def find(attempt: Attempt) -> Stats:
     distance = attempt.settings.near_distance
     hashes, weak, classes = (np.load(path, mmap_mode="r") for path in attempt.inputs())
     own = attempt.task.params["slots"]
-    found = np.zeros(0, np.uint64)
+    found = Edges()
     stats = Stats()
     for number, slot in enumerate(own):
         attempt.stop.check()
@@ -127,10 +126,9 @@ def find(attempt: Attempt) -> Stats:
             attempt.stop.check()
             stats.counts["near_comparisons"] += first.size
             near = _distances(hashes, first, second) <= distance
-            pairs = first[near].astype(np.uint64) << np.uint64(32) | second[near]
-            found = np.union1d(found, pairs)
+            found.add(first[near].astype(np.uint64) << np.uint64(32) | second[near])
         attempt.progress(number + 1, len(own), "slots")
-    np.save(attempt.folder / f"edges-{attempt.task.params['part']:05d}.npy", found)
+    np.save(attempt.folder / f"edges-{attempt.task.params['part']:05d}.npy", found.each_once())
     return stats
 
 
@@ -147,7 +145,12 @@ def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], 
         stop = min(start + _ROWS_AT_ONCE, classes.size)
         row = np.arange(start, stop, dtype=np.uint32)
         row = row[classes[start:stop] == row]
-        for key in flipped(hashes[part, row], weak[part, row]):
+        words, masks = hashes[part, row], weak[part, row]
+        if bits:  # most rows have no key in the range: flips leave the other bits as they are
+            top = np.uint32(32 - bits)
+            can = ((words >> top) ^ np.uint32(number)) & ~(masks >> top) == 0
+            row, words, masks = row[can], words[can], masks[can]
+        for key in flipped(words, masks):
             packed = key.astype(np.uint64) << np.uint64(32) | row
             if bits:
                 packed = packed[key >> np.uint32(32 - bits) == number]
@@ -156,6 +159,30 @@ def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], 
     del made
     keys.sort()
     return keys
+
+
+class Edges:
+    """Collects pairs, of which many are found again and again."""
+
+    def __init__(self) -> None:
+        self._held = [np.zeros(0, np.uint64)]
+        self._size, self._most = 0, _PAIRS_AT_ONCE
+
+    def add(self, pairs: U64) -> None:
+        """Take some more in. They are sorted when they are twice as many as after the last time, so
+        all that is sorted is a small multiple of what was added."""
+        self._held.append(pairs)
+        self._size += pairs.size
+        if self._size > self._most:
+            self._most = max(_PAIRS_AT_ONCE, 2 * self.each_once().size)
+
+    def each_once(self) -> U64:
+        """All that were added, ascending."""
+        pairs = np.concatenate(self._held)
+        pairs.sort()  # `np.unique` goes by a hash table, which takes 70 times as long
+        pairs = pairs[changes(pairs)]
+        self._held, self._size = [pairs], pairs.size
+        return pairs
 
 
 def flipped(words: U32, weak: U32) -> Iterator[U32]:
@@ -247,6 +274,8 @@ def leaders(classes: U32, edges: U32, alive: npt.NDArray[np.bool_]) -> U32:
 
 def edges_of(paths: list[Path]) -> U32:
     """The near pairs that `find` wrote, each once: uint32 [pairs, 2], the smaller row first."""
-    found: list[Any] = [np.load(path) for path in paths]
-    packed = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    found = Edges()
+    for path in paths:
+        found.add(np.load(path))
+    packed = found.each_once()
     return np.stack([packed >> np.uint64(32), packed & np.uint64(2**32 - 1)], 1).astype(np.uint32)
