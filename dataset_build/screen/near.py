@@ -7,7 +7,8 @@ meet under some key of some part; `python -m benchmarks screen` measures how man
 that meet are compared in full, so nothing is found that is not near.
 
 At 400 million pictures 128 keys each are 5·10¹⁰ numbers, made and sorted in pieces of half a GiB:
-three hours of one core in all. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
+some three hours of one core in all. Those that meet are read from anywhere among the hashes, 32
+bytes a picture, which is quick only where the page cache can hold them: 13 GB. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
 5·10⁹ comparisons a part. (Found exactly, by 16 parts of 16 bits with a flip each, it would be some
 3·10¹⁴ comparisons: weeks of a core.)
 """
@@ -47,27 +48,36 @@ def collect(attempt: Attempt) -> Stats:
     counts = [pq.read_metadata(path).num_rows for path in paths]
     rows = sum(counts)
     assert rows < UNHASHED, f"{rows} pictures"
-    make = np.lib.format.open_memmap
-    hashes = make(attempt.folder / "hashes.npy", "w+", np.uint32, (PARTS, rows))
-    weak = make(attempt.folder / "weak.npy", "w+", np.uint32, (PARTS, rows))
+    hashes, weak = (attempt.folder / name for name in ("hashes.npy", "weak.npy"))
+    for path in (hashes, weak):
+        np.lib.format.open_memmap(path, "w+", np.uint32, (PARTS, rows))
     classes = np.full(rows, UNHASHED, np.uint32)
     start = 0
     for number, (path, count) in enumerate(zip(paths, counts, strict=True)):
         attempt.stop.check()
         table = pq.read_table(path, columns=["pdq", "pdq_weak", "pdq_quality"])
-        hashes[:, start : start + count] = _parts(table["pdq"])
-        weak[:, start : start + count] = _parts(table["pdq_weak"])
+        _write(hashes, start, _parts(table["pdq"]))
+        _write(weak, start, _parts(table["pdq_weak"]))
         told = table["pdq_quality"].to_numpy() >= MIN_QUALITY
         classes[start : start + count][told] = 0
         start += count
         attempt.progress(number + 1, len(paths), "files")
     _classify(hashes, classes, attempt)
     np.save(attempt.folder / "classes.npy", classes)
-    for array in (hashes, weak):
-        array.flush()
     stats = Stats()
     stats.counts["pictures_too_plain_to_compare"] = int((classes == UNHASHED).sum())
     return stats
+
+
+# A mapping's pages count as the task's memory until it ends, so each ends at once: all hashes may be
+# more than a task may hold.
+def _write(path: Path, start: int, rows: U32) -> None:
+    array = np.load(path, mmap_mode="r+")
+    array[:, start : start + rows.shape[1]] = rows
+
+
+def _read(path: Path, rows: slice) -> U32:
+    return np.array(np.load(path, mmap_mode="r")[:, rows])
 
 
 def _parts(column: pa.ChunkedArray) -> U32:
@@ -79,19 +89,26 @@ def _parts(column: pa.ChunkedArray) -> U32:
     return found
 
 
-def _classify(hashes: U32, classes: U32, attempt: Attempt) -> None:
+def _classify(hashes: Path, classes: U32, attempt: Attempt) -> None:
     """Give each row that takes part the first row of its hash, a share of the hashes at a time."""
     rows = classes.size
     passes = max(1, -(-rows // (KEYS_AT_ONCE // 4)))  # 32 bytes a row, once more to sort them
-    share = np.empty(0, np.uint32)
+    takes_part = classes != UNHASHED
     for number in range(passes):
-        attempt.stop.check()
-        if passes > 1:
-            share = np.bitwise_xor.reduce(hashes, axis=0) % np.uint32(passes)
-        mine = np.flatnonzero((classes != UNHASHED) & (share == number if passes > 1 else True))
+        numbers, shares = [np.zeros(0, np.int64)], [np.zeros((PARTS, 0), np.uint32)]
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            attempt.stop.check()
+            piece = _read(hashes, slice(start, start + _ROWS_AT_ONCE))
+            own = takes_part[start : start + _ROWS_AT_ONCE]
+            if passes > 1:
+                share = np.bitwise_xor.reduce(piece, axis=0) % np.uint32(passes)
+                own = own & (share == number)
+            numbers.append(start + np.flatnonzero(own))
+            shares.append(piece[:, own])
+        mine, words = np.concatenate(numbers), np.concatenate(shares, axis=1)
+        del numbers, shares
         if not mine.size:
             continue
-        words = [hashes[part, mine] for part in range(PARTS)]
         order = np.lexsort(words)  # stable: rows of a hash stay in their order
         first = changes(*(word[order] for word in words))
         heads = mine[order[first]]
@@ -121,7 +138,7 @@ def find(attempt: Attempt) -> Stats:
     stats = Stats()
     for number, slot in enumerate(own):
         attempt.stop.check()
-        keys = _keys(hashes, weak, classes, slot, attempt.stop.check)
+        keys = keys_of(hashes, weak, classes, slot, attempt.stop.check)
         for first, second in meetings(keys):
             attempt.stop.check()
             stats.counts["near_comparisons"] += first.size
@@ -132,10 +149,10 @@ def find(attempt: Attempt) -> Stats:
     return stats
 
 
-def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], None]) -> U64:
+def keys_of(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], None]) -> U64:
     """The keys of a slot, sorted, each above the row that has it: key << 32 | row.
 
-    Only the first row of a class has keys.
+    Of a class, its first row alone has keys.
     """
     part, number, ranges = slot
     bits = ranges.bit_length() - 1

@@ -122,12 +122,14 @@ def test_every_subset_of_the_weak_bits_is_flipped_once() -> None:
 def test_ranges_of_keys_are_all_keys_once(ranges: int) -> None:
     random = np.random.default_rng(0)
     bits, weak = perceptual.bits_of(random.standard_normal((200, 256)))
-    words, masks = (np.stack([_big(one.view("u4")[:, p]) for p in range(8)]) for one in (bits, weak))
+    words, masks = (
+        np.stack([_big(one.view("u4")[:, p]) for p in range(8)]) for one in (bits, weak)
+    )
     classes = np.arange(200, dtype=np.uint32)
     classes[random.integers(0, 200, 20)] = UNHASHED
 
     def keys(number: int, of: int) -> Any:
-        return near._keys(words, masks, classes, (3, number, of), lambda: None)
+        return near.keys_of(words, masks, classes, (3, number, of), lambda: None)
 
     every = keys(0, 1)
     bounds = np.searchsorted(every, np.arange(ranges + 1, dtype=object) * (2**64 // ranges))
