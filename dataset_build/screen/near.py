@@ -8,9 +8,9 @@ that meet are compared in full, so nothing is found that is not near.
 
 At 400 million pictures 128 keys each are 5·10¹⁰ numbers, made and sorted in pieces of half a GiB:
 some three hours of one core in all. Those that meet are read from anywhere among the hashes, 32
-bytes a picture, which is quick only where the page cache can hold them: 13 GB. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
-5·10⁹ comparisons a part. (Found exactly, by 16 parts of 16 bits with a flip each, it would be some
-3·10¹⁴ comparisons: weeks of a core.)
+bytes a picture, which is quick only where the page cache can hold them: 13 GB. Two even hashes
+share one of 2³² keys by chance: 256 pairs of keys make 5·10⁹ comparisons a part. (Found exactly, by
+16 parts of 16 bits with a flip each, it would be some 3·10¹⁴ comparisons: weeks of a core.)
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def collect(attempt: Attempt) -> Stats:
     return stats
 
 
-# A mapping's pages count as the task's memory until it ends, so each ends at once: all hashes may be
-# more than a task may hold.
+# A mapping's pages count as the task's memory until it ends, so each ends at once: all hashes may
+# be more than a task may hold.
 def _write(path: Path, start: int, rows: U32) -> None:
     array = np.load(path, mmap_mode="r+")
     array[:, start : start + rows.shape[1]] = rows
