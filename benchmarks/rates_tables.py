@@ -140,7 +140,9 @@ def _gather(run: Run, uids: pa.Array, shards: int) -> Observation:
             pa.array(np.arange(_SHARD + 1), pa.int32()), pa.array(np.zeros(_SHARD, np.uint32))
         )
         part |= {"query_ids": lists, "selected_by": lists}
-        index[f"index-{shard:05d}.parquet"] = _table(part, records.INDEX)
+        index[f"index-{shard:05d}.parquet"] = _table(
+            part, records.INDEX.with_metadata({b"openwit.removed": b""})
+        )
         tars[f"shards/{shard:05d}.tar"] = bytes(2 * tarfile.BLOCKSIZE)
     _publish(run, "pack", {**index, **tars})
     reads = [f"pack:{name}" for name in (*sorted(index), *sorted(tars))]

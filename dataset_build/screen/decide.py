@@ -28,6 +28,7 @@ from dataset_build import dedup, domains, records, selection, uid_range
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import halves
 from dataset_build.lists import Lists
+from dataset_build.neighbours import changes
 from dataset_build.recap import Survivors, recap
 from dataset_build.screen import ScreenSettings, near, staged
 from dataset_build.screen.captions import Moved
@@ -116,17 +117,19 @@ class _Decision:
             uids[part.rows] = np.stack(halves(part.uid), axis=1)
             name = part.path.name.removeprefix("fetched-")
             judge.judge(name, part.table, part.rows, self.verdicts)
-        leader = self._leaders()
+        leader = self._leaders(uids)
         moved, thresholds = self._survivors(leader)
         return self._write(leader, uids, moved, thresholds)
 
-    def _leaders(self) -> U32:
+    def _leaders(self, uids: Any) -> U32:
         """The row that keeps each row's picture, itself where it is kept; drops the others."""
         settings = self.settings
         alive = self.verdicts.kept
         files = Files(self.rows)
         most = settings.placeholder_pairs if settings.drop_placeholders else None
-        files.read(self.fetched, alive, most, self.attempt.stop.check)
+        # Captions of an address lie side by side; they have its file, however many they are.
+        first_of_address = changes(uids[:, 0])
+        files.read(self.fetched, alive, first_of_address, most, self.attempt.stop.check)
         self.verdicts.drop(files.placeholder, "placeholder")
         alive = self.verdicts.kept
         limit = settings.pairs_per_picture
