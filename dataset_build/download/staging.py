@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from types import FunctionType, SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import img2dataset.downloader
 import img2dataset.resizer
+import numpy as np
 from img2dataset.resizer import Resizer
 
 from dataset_build.download import decode, guard, probe
@@ -99,17 +101,53 @@ _resized = FunctionType(
 )
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether a JPEG's EXIF tag says to show it turned or mirrored (Exif 2.32, 4.6.5: 274)."""
+    at = 2
+    try:
+        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # the segments of applications
+            (size,) = struct.unpack_from(">H", data, at + 2)
+            if data[at + 1] == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
+                return _orientation(data[at + 10 : at + 2 + size]) in range(2, 9)
+            at += 2 + size
+    except (struct.error, IndexError):
+        pass
+    return False
+
+
+def _orientation(exif: bytes) -> int:
+    """The tag's value in the first directory of TIFF data, 0 if it is not there."""
+    order = ">" if exif.startswith(b"MM") else "<"
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    (entries,) = struct.unpack_from(order + "H", exif, directory)
+    for place in range(directory + 2, directory + 2 + 12 * entries, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", exif, place)
+        if tag == 0x112:
+            return int(value)
+    return 0
+
+
+def _upright(data: bytes) -> Any:
+    pixels = cv2.imdecode(np.frombuffer(data, "u1"), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError("the picture cannot be decoded")
+    return pixels
+
+
 class EightBitResizer(Resizer):  # type: ignore[misc]
     """img2dataset's Resizer for pictures from anywhere: see `decode`. A JPEG, which can be neither
-    deep nor transparent, goes to it as it is."""
+    deep nor transparent, goes to it as it is, unless its tag says that it is to be shown turned:
+    img2dataset would store it as it lies and leave the tag away."""
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: object = None) -> Any:
         """As img2dataset's: (bytes, width, height, original width, original height, error)."""
         with guard.cpu_limited(_PICTURE_CPU_S):
             data = img_stream.getvalue()
-            if probe.kind(data) != "jpeg":
+            is_jpeg = probe.kind(data) == "jpeg"
+            if not is_jpeg or is_turned(data):
                 try:
-                    plain = cv2.imencode(".bmp", decode.pixels(data))[1].tobytes()
+                    pixels = _upright(data) if is_jpeg else decode.pixels(data)
+                    plain = cv2.imencode(".bmp", pixels)[1].tobytes()
                 except Exception as error:  # else img2dataset would print it, and lose the row
                     return None, None, None, None, None, str(error)[:200]
                 img_stream = io.BytesIO(plain)
