@@ -97,5 +97,6 @@ def _decoded(rows: list[dict[str, Any]], data: list[bytes]) -> list[scores.Pictu
         if row["staged_sha256"] not in made:
             colours: Any = cv2.imdecode(np.frombuffer(content, "u1"), cv2.IMREAD_COLOR)
             rgb: Any = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+            rgb.flags.writeable = False  # of another pair and the next function too
             made[row["staged_sha256"]] = rgb
     return [made[row["staged_sha256"]] for row in rows]
