@@ -184,10 +184,10 @@ def _of_parquet(path: Path, name: str, resize: Resize) -> Iterator[bytes]:
     """Pictures of all columns that have some: bytes, structs with `bytes` as in `datasets`, or
     lists of either."""
     with files.open_parquet(path) as parquet:
-        first = next(parquet.iter_batches(256), None)
         columns = [
             column
-            for column in (first.schema.names if first is not None else ())
+            for first in itertools.islice(parquet.iter_batches(256), 1)
+            for column in first.schema.names
             if any(map(resize, itertools.islice(_bytes_of(first[column].to_pylist()), _FIRST)))
         ]
         if not columns:
