@@ -39,7 +39,18 @@ def observed(folder: Path) -> tuple[list[Observation], float, dict[str, float]]:
     # Half of the digests, as one pass of two takes them.
     paths = [run.path(reference) for reference in run.find("download:fetched-*.parquet")]
     took, _ = seconds(lambda: duplicates.digests(paths, 0, 2, lambda: None))
-    return seen, took / len(uids), _row_groups(folder / "groups.parquet")
+    figures = _row_groups(folder / "groups.parquet")
+    return seen, took / len(uids), {**figures, "screen.scan_s": _scan_s()}
+
+
+def _scan_s(rows: int = 4_000_000) -> float:
+    """Seconds a picture that has no key in a range of keys."""
+    random = np.random.default_rng(4)
+    words = random.integers(0, 2**32, (1, rows), np.uint32)
+    weak = np.full((1, rows), 0x1010101, np.uint32)
+    classes = np.arange(rows, dtype=np.uint32)
+    took, _ = seconds(lambda: near.keys_of(words, weak, classes, (0, 0, 1 << 24), lambda: None))
+    return took / rows
 
 
 def _row_groups(path: Path, groups: int = 1024) -> dict[str, float]:
@@ -96,11 +107,11 @@ def _screen(run: Run, uids: pa.Array) -> list[Observation]:
     reads = ["balance:counts.npy", f"download:{name}"]
     reads += [f"balance:{name}" for name in sorted(selected)]
     arrays = [f"screen:{name}.npy" for name in ("hashes", "weak", "classes")]
-    slots = [slot for task in near.slots_of_tasks(rows) for slot in task]
+    slots = [(0, 0, 1)]
     more = ["screen:classes.npy", "screen:edges-00000.npy", f"screen:{looked}"]
     phases: list[tuple[str, list[str], dict[str, Any], int]] = [
         ("pictures", [f"screen:{looked}"], {"phase": "collect"}, rows),
-        ("pictures and parts", arrays, {"phase": "near", "part": 0, "slots": slots}, 8 * rows),
+        ("pictures and parts", arrays, {"phase": "near", "part": 0, "slots": slots}, rows),
         ("pairs", [*reads, *more], {"phase": "decide"}, rows),
     ]
     seen = []
@@ -129,7 +140,9 @@ def _gather(run: Run, uids: pa.Array, shards: int) -> Observation:
             pa.array(np.arange(_SHARD + 1), pa.int32()), pa.array(np.zeros(_SHARD, np.uint32))
         )
         part |= {"query_ids": lists, "selected_by": lists}
-        index[f"index-{shard:05d}.parquet"] = _table(part, records.INDEX)
+        index[f"index-{shard:05d}.parquet"] = _table(
+            part, records.INDEX.with_metadata({b"openwit.removed": b""})
+        )
         tars[f"shards/{shard:05d}.tar"] = bytes(2 * tarfile.BLOCKSIZE)
     _publish(run, "pack", {**index, **tars})
     reads = [f"pack:{name}" for name in (*sorted(index), *sorted(tars))]

@@ -185,11 +185,11 @@ class Lists:
 
     def codes_of_digests(self, column: pa.Array | pa.ChunkedArray) -> Codes:
         """For SHA-256 digests, binary(32): uint8 [rows], see `reasons`."""
-        return self._codes("sha256", _words(column, 4)[:, 0])
+        return self._codes("sha256", words_of(column, 4)[:, 0])
 
     def codes_of_uids(self, column: pa.Array | pa.ChunkedArray) -> Codes:
         """For uids, binary(16): uint8 [rows], see `reasons`."""
-        return self._codes("uids", _uid_keys(_words(column, 2)))
+        return self._codes("uids", _uid_keys(words_of(column, 2)))
 
     @property
     def perceptual(self) -> tuple[U64, Codes]:
@@ -391,7 +391,7 @@ def _uid_keys(words: npt.NDArray[Any]) -> U64:
     return key
 
 
-def _words(column: pa.Array | pa.ChunkedArray, words: int) -> U64:
+def words_of(column: pa.Array | pa.ChunkedArray, words: int) -> U64:
     """Fixed-size binary of 8 x `words` bytes as big-endian numbers, uint64 [rows, words]."""
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Exit codes of ConfigError, MissingInput, TrainingDiverged and RunInUse: another try cannot help.
 NEVER_RETRIED = (2, 3, 5, 9)
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_HELD = re.compile(r"^(RssAnon|RssShmem):\s*(\d+) kB", re.MULTILINE)  # proc_pid_status(5)
 
 
 class LocalSettings(Settings):
@@ -202,7 +203,8 @@ class LocalExecutor:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a session: the process that leads it and all its descendants there."""
+    """Memory of a session that the kernel cannot take back: of the process that leads it and all
+    its descendants there. Pages of mapped files are a cache, here as for a cgroup's limit."""
     total = 0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -210,7 +212,8 @@ def resident_bytes(pid: int) -> int:
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == pid:  # session, field 6 of proc_pid_stat(5)
-                total += int(fields[21]) * _PAGE
+                held = dict(_HELD.findall((entry / "status").read_text()))
+                total += sum(int(kib) << 10 for kib in held.values())
         except (OSError, IndexError):
             continue  # it ended while we looked
     return total

@@ -227,5 +227,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=4, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=5, can_lose_tasks=True
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from types import FunctionType, SimpleNamespace
@@ -83,11 +84,42 @@ class GuardedDownloader(img2dataset.downloader.Downloader):  # type: ignore[misc
             module.download_image_with_retry = own
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether a JPEG's EXIF tag says to show it turned or mirrored (Exif 2.32, 4.6.5: 274)."""
+    at = 2
+    try:
+        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # the segments of applications
+            (size,) = struct.unpack_from(">H", data, at + 2)
+            if data[at + 1] == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
+                return _orientation(data[at + 10 : at + 2 + size]) in range(2, 9)
+            at += 2 + size
+    except (struct.error, IndexError):
+        pass
+    return False
+
+
+def _orientation(exif: bytes) -> int:
+    """The tag's value in the first directory of TIFF data, 0 if it is not there."""
+    order = ">" if exif.startswith(b"MM") else "<"
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    (entries,) = struct.unpack_from(order + "H", exif, directory)
+    for place in range(directory + 2, directory + 2 + 12 * entries, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", exif, place)
+        if tag == 0x112:
+            return int(value)
+    return 0
+
+
 def _decoded(data: npt.NDArray[np.uint8], flags: int) -> npt.NDArray[Any] | None:
-    """In the place of `cv2.imdecode`. A JPEG can be neither deep nor transparent."""
-    if probe.kind(data[: probe.MAGIC_BYTES].tobytes()) == "jpeg":
-        return cv2.imdecode(data, flags)
-    return decode.pixels(data.tobytes())
+    """In the place of `cv2.imdecode`.
+
+    A JPEG can be neither deep nor transparent, but it may be turned: img2dataset would store it as
+    it lies, and leave the tag away.
+    """
+    content = data.tobytes()
+    if probe.kind(content) != "jpeg":
+        return decode.pixels(content)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR if is_turned(content) else flags)
 
 
 # img2dataset makes its transforms anew for each picture, and to check their arguments takes longer

@@ -216,11 +216,17 @@ class Workload:
             phases.append((Batch("screen.look", np.full(files, pictures / files)),))
             read += pictures * self._picture_bytes()
         if screen.compares(self.run):
-            phases.append((Batch("screen.collect", np.array([pictures])),))
+            # It sorts a range of hashes; besides, each has a few bytes.
+            held = near.KEYS_AT_ONCE // 4
+            phases.append((Batch("screen.collect", np.array([pictures]), memory_up_to=held),))
         if settings.near_distance is not None:
             parts = near.slots_of_tasks(int(pictures))
             keys = np.array([len(part) / part[0][2] for part in parts]) * pictures
-            phases.append((Batch("screen.near", keys, memory_up_to=near.KEYS_AT_ONCE),))
+            # Of many ranges each looks at all pictures, most of which have no key in it.
+            looked = max(len(part) for part in parts) * pictures if parts[0][0][2] > 1 else 0.0
+            scan_s = looked * self.ledger.figure("screen.scan_s") if looked else 0.0
+            held = near.KEYS_AT_ONCE // near.KEYS_A_PART
+            phases.append((Batch("screen.near", keys, more_s=scan_s, memory_up_to=held),))
         passes = math.ceil(pictures / duplicates.ROWS_AT_ONCE)
         units = rows * (1 + (passes - 1) * self.ledger.figure("screen.pass_share"))
         if passes > 1:

@@ -24,8 +24,9 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
     the query selected from it]], the largest first]
 - `downloads`: total (pairs), outcomes {status: pairs}, http_status, shorter_side {pixels: pairs},
   addresses (several pairs may share one), staged_bytes, received_bytes
-- `screening`: pictures, kept, dropped {reason: pairs}, captions_merged, evaluation {set: {exact,
-  near}} (pairs, whatever they were dropped for), lists {reason: {address, file, picture, uid}},
+- `screening`: pictures, kept, dropped {reason: pairs}, captions_merged, evaluation {set:
+  {pictures, undecodable, too_plain} (of the set), {exact, near} (pairs, whatever they were dropped
+  for)}, lists {reason: {address, file, picture, uid}},
   scores {name: {dropped, values {score to one digit: pairs}}}
 - `dataset`: pairs, bytes, shards [name, samples, bytes, sha256], caption_bytes, shorter_side,
   queries_a_pair

@@ -12,15 +12,19 @@ def screening(build: Build) -> dict[str, Any]:
     """The section `screening` of report.json; raises `Absent` before the stage's last task."""
     build.need("screen", "downloaded.npy")
     stats = build["screen"].stats
-    evaluation = _of("evaluation", stats.histograms)
+    files, hits = _of("evaluation_set", stats.histograms), _of("evaluation", stats.histograms)
     return {
         "pictures": stats.rows_in,
         "kept": stats.rows_out,
         "dropped": {reason: stats.dropped[reason] for reason in sorted(stats.dropped)},
         "captions_merged": stats.counts["captions_merged"],
         "evaluation": {
-            name: {"exact": bins.get("exact", 0), "near": sum(bins.values()) - bins.get("exact", 0)}
-            for name, bins in evaluation.items()
+            name: {
+                **{label: bins.get(label, 0) for label in ("pictures", "undecodable", "too_plain")},
+                "exact": hits.get(name, {}).get("exact", 0),
+                "near": sum(n for label, n in hits.get(name, {}).items() if label != "exact"),
+            }
+            for name, bins in files.items()
         },
         "lists": _of("list", stats.histograms),
         "scores": {

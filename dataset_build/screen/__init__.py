@@ -40,19 +40,20 @@ class ScreenSettings(Settings):
     """Pairs that may have the same picture, those with the smallest uids; null for any number."""
     near_distance: int | None = Field(31, ge=0, le=31)
     """Bits of 256 up to which two perceptual hashes are of the same picture; null: pictures are the
-    same if their files are. PDQ's authors advise 31: photos in another size or quality differ in
-    less, unlike ones in 90 and more. The hash is blind to colour: of a shirt in red and in blue on
-    the same hanger one is kept."""
+    same if their files are. Not all that are so near are found: of pictures that share a part of
+    their hash, each is compared with the first 64. PDQ's authors advise 31: photos in another size
+    or quality differ in less, unlike ones in 90 and more. The hash is blind to colour: of a shirt
+    in red and in blue on the same hanger one is kept."""
     captions_per_picture: int = Field(10, ge=1)
     """Different captions that a kept pair takes over from those dropped for the same picture, its
     own included."""
     drop_placeholders: bool = True
-    """Drop a picture that too many pairs share: it says "not available", whatever the text says."""
+    """Drop a picture that too many addresses share: it says "not available", whatever its text."""
     placeholder_pairs: int = Field(100, gt=1)
-    """A file that more pairs than this share is a placeholder."""
+    """A file that more addresses than this share is a placeholder."""
     evaluation: dict[Name, tuple[str, ...]] = Field(default_factory=dict)
     """Pictures that must not be in the dataset, by the name of their set: folders, patterns of
-    picture files, tars (WebDataset's too), parquet files with a column of encoded pictures."""
+    picture files, tars (WebDataset's too), parquet files with columns of encoded pictures."""
     evaluation_distance: int = Field(31, ge=0, le=31)
     """Bits of 256 up to which a picture counts as one of an evaluation set; see `near_distance`."""
     listed_distance: int = Field(31, ge=0, le=31)
@@ -75,7 +76,7 @@ REASONS: dict[str, str] = {
     "opted_out": "`lists.opted_out` has",
     "evaluation": "a picture of an evaluation set, or nearly one",
     "score:NAME": "the score NAME is outside its limits",
-    "placeholder": "more than placeholder_pairs pairs have this very file",
+    "placeholder": "more than placeholder_pairs addresses have this very file",
     "duplicate_picture": "pairs with smaller uids have the same file",
     "near_duplicate": "pairs with smaller uids have nearly the same picture",
     "over_cap": "its queries have cap other pairs",
@@ -83,7 +84,10 @@ REASONS: dict[str, str] = {
 """Why a pair is dropped: the first that holds, in this order."""
 
 _FILES_A_TASK = 10_000  # pictures of an evaluation set that are files of their own
-_ROWS_A_TASK = 4_000_000  # pictures that a task compares with evaluation sets, about a minute
+# Pictures that a task compares with others, times these: some minutes. A set of 50,000 takes 4
+# million pictures a task, ImageNet's 1.3 million 150,000.
+_COMPARED_A_TASK = 2 * 10**11
+_ROWS_A_TASK = 4_000_000, 1 << 17  # at most, at least
 _DISTANCES = ("evaluation_distance", "listed_distance")
 _ALL = tuple(ScreenSettings.model_fields)
 
@@ -174,8 +178,16 @@ def _plan_compare(run: Run) -> list[Task]:
         ignores = tuple(name for name in _ALL if name not in _DISTANCES)
         sets = run.find("screen:evaluation-*.parquet") if settings.evaluation else []
         reads = ("screen:hashes.npy", "screen:classes.npy", *sets)
-        for part, start in enumerate(range(0, rows, _ROWS_A_TASK)):
-            bounds = (start, min(start + _ROWS_A_TASK, rows))
+        others = sum(
+            output.rows or 0
+            for manifest in run.manifests("screen")
+            for output in manifest.outputs
+            if output.name.startswith("evaluation-")
+        )
+        most, least = _ROWS_A_TASK
+        step = min(most, max(least, _COMPARED_A_TASK // max(others, 1)))
+        for part, start in enumerate(range(0, rows, step)):
+            bounds = (start, min(start + step, rows))
             params = {"phase": "compare", "part": part, "rows": bounds, "sets": len(sets)}
             task = Task("screen", first + len(tasks), reads, params, ignores)
             tasks += lists.reading(run, [task], "perceptual")
@@ -228,5 +240,5 @@ STAGE = Stage(
     work,
     then=(_plan_collect, _plan_compare, _plan_decide),
     unit="pairs",
-    version=3,
+    version=4,
 )

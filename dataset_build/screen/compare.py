@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from dataset_build import records
 from dataset_build.lists import Lists
-from dataset_build.screen import ScreenSettings, perceptual
+from dataset_build.screen import ScreenSettings, evaluation, perceptual
 from dataset_build.screen.near import MIN_QUALITY, UNHASHED
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt
@@ -25,6 +25,7 @@ def compare(attempt: Attempt) -> Stats:
     """Compare a range of rows: `hits-*.parquet`, for each and each set the distance of the nearest.
 
     A picture with too little to see is never one of an evaluation set, but may be a listed one.
+    Raises `ConfigError` naming a set without a picture.
     """
     params = attempt.task.params
     hashes_path, classes_path, *rest = attempt.inputs()
@@ -73,6 +74,7 @@ def _wanted(
         limit.append(np.full(len(more), distance, np.uint8))
         hashes.append(more)
 
+    evaluation.check(settings.evaluation, sets)
     for path in sets:
         table = pq.read_table(path)
         table = table.filter(pa.array(table["pdq_quality"].fill_null(0).to_numpy() >= MIN_QUALITY))

@@ -1,9 +1,9 @@
 """The verdict on every pair with a picture, and the cap once more.
 
-Pictures are numbered in the order of uids over all files; that number is a row here. A row is
-dropped for the first reason that holds: first what is wrong with the picture itself, then what
-another pair has. Where `balance.spare` selected more than the cap, each query then keeps the first
-of what is left to it, by the same priorities, up to the cap.
+A row here is the number that `staged` gives a picture. It is dropped for the first reason that
+holds: first what is wrong with the picture itself, then what another pair has. Where
+`balance.spare` selected more than the cap, each query then keeps the first of what is left to it,
+by the same priorities, up to the cap.
 
 A pair that keeps a picture takes over captions of those that yield to it, but not their queries:
 what a query selected, and what counts towards its cap, is a caption that it occurs in.
@@ -28,8 +28,9 @@ from dataset_build import dedup, domains, records, selection, uid_range
 from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import halves
 from dataset_build.lists import Lists
+from dataset_build.neighbours import changes
 from dataset_build.recap import Survivors, recap
-from dataset_build.screen import ScreenSettings, near
+from dataset_build.screen import ScreenSettings, near, staged
 from dataset_build.screen.alike import Alike
 from dataset_build.screen.captions import Moved
 from dataset_build.screen.duplicates import U32, Files, place_in_group
@@ -51,9 +52,9 @@ class _Part:
 
     def __init__(self, path: Path, table: pa.Table, start: int, selected: pa.Table) -> None:
         assert table["uid"].equals(selected["uid"]), f"{path}: not the selected pairs"
-        ok = pc.equal(table["status"], "ok")
+        numbered = staged.numbered(table)
         self.path = path
-        self.table, selected = table.filter(ok), selected.filter(ok)
+        self.table, selected = table.filter(numbered), selected.filter(numbered)
         self.uid = self.table["uid"].combine_chunks()
         self.selected_by = selected["selected_by"].combine_chunks()
         self.rows = slice(start, start + len(self.table))
@@ -91,7 +92,7 @@ class _Decision:
         start = 0
         for number, path in enumerate(self.fetched):
             self.attempt.stop.check()
-            table = pq.read_table(path, columns=["uid", "url", "status", *columns])
+            table = pq.read_table(path, columns=["uid", "url", *staged.COLUMNS, *columns])
             first, last = uid_range.of_file(path.name)
             about = [self.selected[group] for group in dedup.within(self.attempt.run, first, last)]
             own = uid_range.read(
@@ -120,17 +121,19 @@ class _Decision:
             name = part.path.name.removeprefix("fetched-")
             alike.drop(name, part.table["uid"], part.rows, self.verdicts)
             judge.judge(name, part.table, part.rows, self.verdicts)
-        leader = self._leaders()
+        leader = self._leaders(uids)
         moved, thresholds = self._survivors(leader)
         return self._write(leader, uids, moved, thresholds)
 
-    def _leaders(self) -> U32:
+    def _leaders(self, uids: Any) -> U32:
         """The row that keeps each row's picture, itself where it is kept; drops the others."""
         settings = self.settings
         alive = self.verdicts.kept
         files = Files(self.rows)
         most = settings.placeholder_pairs if settings.drop_placeholders else None
-        files.read(self.fetched, alive, most, self.attempt.stop.check)
+        # Captions of an address lie side by side; they have its file, however many they are.
+        first_of_address = changes(uids[:, 0])
+        files.read(self.fetched, alive, first_of_address, most, self.attempt.stop.check)
         self.verdicts.drop(files.placeholder, "placeholder")
         alive = self.verdicts.kept
         limit = settings.pairs_per_picture
@@ -140,6 +143,7 @@ class _Decision:
         if not edges:
             return files.leader
         (classes,) = (np.load(path) for path in self._inputs("screen:classes.npy"))
+        assert classes.size == self.rows, f"{classes.size} of {self.rows} pictures were compared"
         leader = near.leaders(classes, near.edges_of(edges), alive)
         # Of files without a telling hash, those that are equal are still the same picture.
         leader = np.where(classes == near.UNHASHED, files.leader, leader)
@@ -215,7 +219,6 @@ class _Decision:
 
 
 def _pictures(path: Path) -> int:
-    """How many pairs of a file have a picture."""
-    status = pq.read_table(path, columns=["status"])["status"]
-    found: int = pc.sum(pc.equal(status, "ok")).as_py() or 0
+    """How many pictures of a file have a number."""
+    found: int = pc.sum(staged.numbered(pq.read_table(path, columns=staged.COLUMNS))).as_py() or 0
     return found

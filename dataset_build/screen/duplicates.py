@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build.hashing import U64
+from dataset_build.lists import words_of
 from dataset_build.neighbours import changes, place_in_run
+from dataset_build.screen import staged
 
 ROWS_AT_ONCE = 32_000_000  # of 24 bytes, three times over while they are sorted: 2.3 GB
 
@@ -30,17 +30,18 @@ class Files:
         self.place: U32 = np.zeros(rows, np.uint32)
         """How many rows before it are alive and have the same file."""
         self.placeholder: Bool = np.zeros(rows, np.bool_)
-        """Whether too many rows have the same file, alive or not."""
+        """Whether too many addresses have the same file, alive or not."""
 
     def read(
         self,
         paths: list[Path],
         alive: Bool,
-        most_pairs: int | None,
+        first_of_address: Bool,
+        most: int | None,
         check: Callable[[], None],
         rows_at_once: int | None = None,
     ) -> None:
-        """Fill all three from `fetched-*.parquet`; a file of more pairs than `most_pairs` is a
+        """Fill all three from `fetched-*.parquet`; a file of more than `most` addresses is a
         placeholder, and its rows are not alive."""
         passes = max(1, -(-alive.size // (rows_at_once or ROWS_AT_ONCE)))
         for number in range(passes):
@@ -49,10 +50,11 @@ class Files:
             high, low, rows = high[order], low[order], rows[order]
             if not rows.size:
                 continue
-            if most_pairs is not None:
+            if most is not None:
                 heads = np.flatnonzero(changes(high, low))
                 copies = np.diff(np.append(heads, rows.size))
-                self.placeholder[rows] = np.repeat(copies > most_pairs, copies)
+                addresses = np.add.reduceat(first_of_address[rows], heads, dtype=np.int64)
+                self.placeholder[rows] = np.repeat(addresses > most, copies)
             living = alive[rows] & ~self.placeholder[rows]
             high, low, rows = high[living], low[living], rows[living]
             if rows.size:
@@ -68,20 +70,19 @@ def digests(
 
     Among 10^10 pictures two different ones share 128 bits with a probability of 10^-19.
     """
-    halves = [np.empty((0, 2), ">u8")]
+    halves = [np.empty((0, 2), np.uint64)]
     rows = [np.empty(0, np.int64)]
     start = 0
     for path in paths:
         check()
-        table = pq.read_table(path, columns=["status", "sha256"])
-        table = table.filter(pc.equal(table["status"], "ok"))
-        found: list[Any] = table["sha256"].to_pylist()
-        raw = np.frombuffer(b"".join(found), ">u8").reshape(-1, 4)
+        table = pq.read_table(path, columns=["sha256", *staged.COLUMNS])
+        table = table.filter(staged.numbered(table))
+        raw = words_of(table["sha256"], 4)
         mine = raw[:, 3] % passes == number
         halves.append(raw[mine, :2])
         rows.append(start + np.flatnonzero(mine))
         start += len(table)
-    both = np.concatenate(halves).astype(np.uint64)
+    both = np.concatenate(halves)
     return both[:, 0], both[:, 1], np.concatenate(rows)
 
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset_build import removed
 from dataset_build.lists import Lists, ListsSettings
 from dataset_build.screen import ScreenSettings
 from dataset_build.screen.compare import LIST
 from dataset_build.screen.scores import column
-from dataset_build.screen.verdicts import Verdicts
-from pipeline.manifest import Stats
+from dataset_build.screen.verdicts import Bool, Verdicts
+from pipeline.manifest import Damaged, Stats
 
 LISTS = tuple(ListsSettings.model_fields)
 
@@ -41,15 +42,25 @@ class Judge:
     def judge(self, name: str, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
         """Judge the pictures of file `fetched-NAME`, whose numbers are `rows`.
 
-        `table` has `uid, url, final_url, sha256`.
+        `table` has `uid, url, final_url, sha256, status`. Raises `Damaged` if other pictures of
+        the file were looked at.
         """
-        self._by_lists(table, rows, verdicts)
+        if self._looked:
+            self._check(self._looked[name], table["uid"])
+        there = pc.not_equal(table["status"], removed.STATUS).to_numpy()
+        verdicts.drop(~there, removed.STATUS, rows)
+        self._by_lists(table, there, rows, verdicts)
         if self._files:
-            self._by_evaluation(table["sha256"].to_pylist(), rows, verdicts)
+            self._by_evaluation(table["sha256"].to_pylist(), there, rows, verdicts)
         if self._scores:
-            self._by_scores(self._looked[name], rows, verdicts)
+            self._by_scores(self._looked[name], there, rows, verdicts)
 
-    def _by_lists(self, table: pa.Table, rows: slice, verdicts: Verdicts) -> None:
+    def _check(self, looked: Path, uids: pa.ChunkedArray) -> None:
+        seen = pq.read_table(looked, columns=["uid"])["uid"]
+        if not seen.equals(uids):
+            raise Damaged(f"{looked}: {len(seen)} pictures, not the {len(uids)} of its download")
+
+    def _by_lists(self, table: pa.Table, there: Bool, rows: slice, verdicts: Verdicts) -> None:
         lists = self._lists
         if not lists and not any(name.startswith(LIST) for name in self._near):
             return
@@ -68,7 +79,8 @@ class Judge:
             code = lists.reasons.index(reason) if reason in lists.reasons else -1
             which = {kind: codes == code for kind, codes in kinds.items()}
             which["picture"] = self._distance(LIST + reason, rows) < FAR
-            for kind, listed in which.items():
+            for kind, mask in which.items():
+                listed = mask & there
                 self._stats.observe(f"list:{reason}", kind, int(listed.sum()))
                 verdicts.drop(listed, reason, rows)
 
@@ -77,13 +89,16 @@ class Judge:
         distance = np.full(rows.stop - rows.start, FAR, np.uint8)
         row, apart = self._near.get(name, _NO_HITS)
         first, last = np.searchsorted(row, [rows.start, rows.stop])
-        distance[row[first:last] - rows.start] = apart[first:last]
+        # A set of several files has a hit for each that is near.
+        np.minimum.at(distance, row[first:last] - rows.start, apart[first:last])
         return distance
 
-    def _by_evaluation(self, digests: list[bytes], rows: slice, verdicts: Verdicts) -> None:
+    def _by_evaluation(
+        self, digests: list[bytes], there: Bool, rows: slice, verdicts: Verdicts
+    ) -> None:
         for evaluation, known in self._files.items():
-            exact = np.array([digest in known for digest in digests], np.bool_)
-            distance = self._distance(evaluation, rows)
+            exact = there & np.array([digest in known for digest in digests], np.bool_)
+            distance = np.where(there, self._distance(evaluation, rows), FAR)
             histogram = f"evaluation:{evaluation}"
             self._stats.observe(histogram, "exact", int(exact.sum()))
             for least in range(0, 32, 8):
@@ -91,11 +106,11 @@ class Judge:
                 self._stats.observe(histogram, f"{least}+", int(within.sum()))
             verdicts.drop(exact | (distance < FAR), "evaluation", rows)
 
-    def _by_scores(self, looked: Path, rows: slice, verdicts: Verdicts) -> None:
+    def _by_scores(self, looked: Path, there: Bool, rows: slice, verdicts: Verdicts) -> None:
         table = pq.read_table(looked, columns=[column(name) for name in self._scores])
         for score, limits in self._scores.items():
             values = table[column(score)].to_numpy()
-            self._observe(f"score:{score}", values)
+            self._observe(f"score:{score}", values[there])
             within = np.ones(values.size, np.bool_)
             # A score that is not a number is within no limit.
             if limits.at_least is not None:

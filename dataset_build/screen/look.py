@@ -1,7 +1,8 @@
 """What each stored picture looks like: its perceptual hash and the values of the score functions.
 
 A row of `looked-*.parquet` for every pair of a `fetched-*.parquet` that has a picture. A picture
-that several pairs of the file share is decoded once.
+that several pairs of the file share is decoded once; of one that was removed there is nothing to
+see.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_build import records
-from dataset_build.screen import perceptual, scores
-from dataset_build.screen.staged import Pictures
+from dataset_build import records, removed
+from dataset_build.screen import perceptual, scores, staged
 from pipeline import files
 from pipeline.manifest import Damaged, Stats
 from pipeline.stage import Attempt
 
-_COLUMNS = ["uid", "text", "status", "staged", "staged_offset", "staged_bytes", "staged_sha256"]
+_COLUMNS = ["uid", "text", "staged", "staged_offset", "staged_bytes", *staged.COLUMNS]
+_REMOVED = {"pdq": bytes(32), "pdq_weak": bytes(32), "pdq_quality": 0}
 _AT_ONCE = 64  # pictures handed to a score function; as RGB of 256 x 340 pixels 17 MB
 
 
@@ -33,7 +34,7 @@ def look(attempt: Attempt) -> Stats:
     stats = Stats()
     known: dict[bytes, perceptual.Hash] = {}
     with (
-        Pictures(tars) as pictures,
+        staged.Pictures(tars) as pictures,
         files.open_parquet(path) as fetched,
         pq.ParquetWriter(
             attempt.folder / path.name.replace("fetched-", "looked-"), schema, compression="zstd"
@@ -42,9 +43,13 @@ def look(attempt: Attempt) -> Stats:
         total = fetched.metadata.num_rows
         done = 0
         for batch in fetched.iter_batches(1 << 14, columns=_COLUMNS):
-            rows: list[dict[str, Any]] = batch.to_pylist()
-            seen = []
-            for own in _groups([row for row in rows if row["status"] == "ok"]):
+            rows: list[dict[str, Any]] = batch.filter(staged.numbered(batch)).to_pylist()
+            seen = {
+                row["uid"]: {"uid": row["uid"], **_REMOVED}
+                for row in rows
+                if row["status"] == removed.STATUS
+            }
+            for own in _groups([row for row in rows if row["uid"] not in seen]):
                 attempt.stop.check()
                 data = [pictures.read(row) for row in own]
                 new = [
@@ -53,15 +58,16 @@ def look(attempt: Attempt) -> Stats:
                 ]
                 if functions:
                     texts = [row["text"] for row in own]
-                    found = scores.score(functions, _decoded(own, data), texts)
-                    for name, values in found.items():
+                    scored = scores.score(functions, _decoded(own, data), texts)
+                    for name, values in scored.items():
                         for row, value in zip(new, values.tolist(), strict=True):
                             row[name] = value
-                seen += new
+                seen.update((row["uid"], row) for row in new)
+                stats.counts["pictures_looked_at"] += len(own)
                 attempt.progress(done + len(seen), total, "pictures")
-            writer.write_table(pa.Table.from_pylist(seen, schema=schema))
-            stats.counts["pictures_looked_at"] += len(seen)
-            done += len(rows)
+            found = [seen[row["uid"]] for row in rows]
+            writer.write_table(pa.Table.from_pylist(found, schema=schema))
+            done += len(batch)
     stats.counts["pictures_decoded"] = len(known)
     return stats
 
@@ -91,5 +97,6 @@ def _decoded(rows: list[dict[str, Any]], data: list[bytes]) -> list[scores.Pictu
         if row["staged_sha256"] not in made:
             colours: Any = cv2.imdecode(np.frombuffer(content, "u1"), cv2.IMREAD_COLOR)
             rgb: Any = cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
+            rgb.flags.writeable = False  # of another pair and the next function too
             made[row["staged_sha256"]] = rgb
     return [made[row["staged_sha256"]] for row in rows]

@@ -6,17 +6,17 @@ coefficients lay closest to the median: 16 keys a part. A copy flips weak bits f
 meet under some key of some part; `python -m benchmarks screen` measures how many of them do. Those
 that meet are compared in full, so nothing is found that is not near.
 
-At 400 million pictures 128 keys each are 5·10¹⁰ numbers to sort: an hour or two of one core in all,
-in pieces of half a GiB. Two even hashes share one of 2³² keys by chance: 256 pairs of keys make
-5·10⁹ comparisons a part. (Found exactly, by 16 parts of 16 bits with a flip each, it would be some
-3·10¹⁴ comparisons: weeks of a core.)
+At 400 million pictures 128 keys each are 5·10¹⁰ numbers, made and sorted in pieces of half a GiB:
+some three hours of one core in all. Those that meet are read from anywhere among the hashes, 32
+bytes a picture, which is quick only where the page cache can hold them: 13 GB. Two even hashes
+share one of 2³² keys by chance: 256 pairs of keys make 5·10⁹ comparisons a part. (Found exactly, by
+16 parts of 16 bits with a flip each, it would be some 3·10¹⁴ comparisons: weeks of a core.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,27 +48,36 @@ def collect(attempt: Attempt) -> Stats:
     counts = [pq.read_metadata(path).num_rows for path in paths]
     rows = sum(counts)
     assert rows < UNHASHED, f"{rows} pictures"
-    make = np.lib.format.open_memmap
-    hashes = make(attempt.folder / "hashes.npy", "w+", np.uint32, (PARTS, rows))
-    weak = make(attempt.folder / "weak.npy", "w+", np.uint32, (PARTS, rows))
+    hashes, weak = (attempt.folder / name for name in ("hashes.npy", "weak.npy"))
+    for path in (hashes, weak):
+        np.lib.format.open_memmap(path, "w+", np.uint32, (PARTS, rows))
     classes = np.full(rows, UNHASHED, np.uint32)
     start = 0
     for number, (path, count) in enumerate(zip(paths, counts, strict=True)):
         attempt.stop.check()
         table = pq.read_table(path, columns=["pdq", "pdq_weak", "pdq_quality"])
-        hashes[:, start : start + count] = _parts(table["pdq"])
-        weak[:, start : start + count] = _parts(table["pdq_weak"])
+        _write(hashes, start, _parts(table["pdq"]))
+        _write(weak, start, _parts(table["pdq_weak"]))
         told = table["pdq_quality"].to_numpy() >= MIN_QUALITY
         classes[start : start + count][told] = 0
         start += count
         attempt.progress(number + 1, len(paths), "files")
     _classify(hashes, classes, attempt)
     np.save(attempt.folder / "classes.npy", classes)
-    for array in (hashes, weak):
-        array.flush()
     stats = Stats()
     stats.counts["pictures_too_plain_to_compare"] = int((classes == UNHASHED).sum())
     return stats
+
+
+# A mapping's pages count as the task's memory until it ends, so each ends at once: all hashes may
+# be more than a task may hold.
+def _write(path: Path, start: int, rows: U32) -> None:
+    array = np.load(path, mmap_mode="r+")
+    array[:, start : start + rows.shape[1]] = rows
+
+
+def _read(path: Path, rows: slice) -> U32:
+    return np.array(np.load(path, mmap_mode="r")[:, rows])
 
 
 def _parts(column: pa.ChunkedArray) -> U32:
@@ -80,19 +89,26 @@ def _parts(column: pa.ChunkedArray) -> U32:
     return found
 
 
-def _classify(hashes: U32, classes: U32, attempt: Attempt) -> None:
+def _classify(hashes: Path, classes: U32, attempt: Attempt) -> None:
     """Give each row that takes part the first row of its hash, a share of the hashes at a time."""
     rows = classes.size
     passes = max(1, -(-rows // (KEYS_AT_ONCE // 4)))  # 32 bytes a row, once more to sort them
-    share = np.empty(0, np.uint32)
+    takes_part = classes != UNHASHED
     for number in range(passes):
-        attempt.stop.check()
-        if passes > 1:
-            share = np.bitwise_xor.reduce(hashes, axis=0) % np.uint32(passes)
-        mine = np.flatnonzero((classes != UNHASHED) & (share == number if passes > 1 else True))
+        numbers, shares = [np.zeros(0, np.int64)], [np.zeros((PARTS, 0), np.uint32)]
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            attempt.stop.check()
+            piece = _read(hashes, slice(start, start + _ROWS_AT_ONCE))
+            own = takes_part[start : start + _ROWS_AT_ONCE]
+            if passes > 1:
+                share = np.bitwise_xor.reduce(piece, axis=0) % np.uint32(passes)
+                own = own & (share == number)
+            numbers.append(start + np.flatnonzero(own))
+            shares.append(piece[:, own])
+        mine, words = np.concatenate(numbers), np.concatenate(shares, axis=1)
+        del numbers, shares
         if not mine.size:
             continue
-        words = [hashes[part, mine] for part in range(PARTS)]
         order = np.lexsort(words)  # stable: rows of a hash stay in their order
         first = changes(*(word[order] for word in words))
         heads = mine[order[first]]
@@ -118,26 +134,25 @@ def find(attempt: Attempt) -> Stats:
     distance = attempt.settings.near_distance
     hashes, weak, classes = (np.load(path, mmap_mode="r") for path in attempt.inputs())
     own = attempt.task.params["slots"]
-    found = np.zeros(0, np.uint64)
+    found = Edges()
     stats = Stats()
     for number, slot in enumerate(own):
         attempt.stop.check()
-        keys = _keys(hashes, weak, classes, slot, attempt.stop.check)
+        keys = keys_of(hashes, weak, classes, slot, attempt.stop.check)
         for first, second in meetings(keys):
             attempt.stop.check()
             stats.counts["near_comparisons"] += first.size
             near = _distances(hashes, first, second) <= distance
-            pairs = first[near].astype(np.uint64) << np.uint64(32) | second[near]
-            found = np.union1d(found, pairs)
+            found.add(first[near].astype(np.uint64) << np.uint64(32) | second[near])
         attempt.progress(number + 1, len(own), "slots")
-    np.save(attempt.folder / f"edges-{attempt.task.params['part']:05d}.npy", found)
+    np.save(attempt.folder / f"edges-{attempt.task.params['part']:05d}.npy", found.each_once())
     return stats
 
 
-def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], None]) -> U64:
+def keys_of(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], None]) -> U64:
     """The keys of a slot, sorted, each above the row that has it: key << 32 | row.
 
-    Only the first row of a class has keys.
+    Of a class, its first row alone has keys.
     """
     part, number, ranges = slot
     bits = ranges.bit_length() - 1
@@ -147,7 +162,12 @@ def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], 
         stop = min(start + _ROWS_AT_ONCE, classes.size)
         row = np.arange(start, stop, dtype=np.uint32)
         row = row[classes[start:stop] == row]
-        for key in flipped(hashes[part, row], weak[part, row]):
+        words, masks = hashes[part, row], weak[part, row]
+        if bits:  # most rows have no key in the range: flips leave the other bits as they are
+            top = np.uint32(32 - bits)
+            can = ((words >> top) ^ np.uint32(number)) & ~(masks >> top) == 0
+            row, words, masks = row[can], words[can], masks[can]
+        for key in flipped(words, masks):
             packed = key.astype(np.uint64) << np.uint64(32) | row
             if bits:
                 packed = packed[key >> np.uint32(32 - bits) == number]
@@ -156,6 +176,30 @@ def _keys(hashes: U32, weak: U32, classes: U32, slot: Slot, check: Callable[[], 
     del made
     keys.sort()
     return keys
+
+
+class Edges:
+    """Collects pairs, of which many are found again and again."""
+
+    def __init__(self) -> None:
+        self._held = [np.zeros(0, np.uint64)]
+        self._size, self._most = 0, _PAIRS_AT_ONCE
+
+    def add(self, pairs: U64) -> None:
+        """Take some more in. They are sorted when they are twice as many as after the last time, so
+        all that is sorted is a small multiple of what was added."""
+        self._held.append(pairs)
+        self._size += pairs.size
+        if self._size > self._most:
+            self._most = max(_PAIRS_AT_ONCE, 2 * self.each_once().size)
+
+    def each_once(self) -> U64:
+        """All that were added, ascending."""
+        pairs = np.concatenate(self._held)
+        pairs.sort()  # `np.unique` goes by a hash table, which takes 70 times as long
+        pairs = pairs[changes(pairs)]
+        self._held, self._size = [pairs], pairs.size
+        return pairs
 
 
 def flipped(words: U32, weak: U32) -> Iterator[U32]:
@@ -247,6 +291,8 @@ def leaders(classes: U32, edges: U32, alive: npt.NDArray[np.bool_]) -> U32:
 
 def edges_of(paths: list[Path]) -> U32:
     """The near pairs that `find` wrote, each once: uint32 [pairs, 2], the smaller row first."""
-    found: list[Any] = [np.load(path) for path in paths]
-    packed = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    found = Edges()
+    for path in paths:
+        found.add(np.load(path))
+    packed = found.each_once()
     return np.stack([packed >> np.uint64(32), packed & np.uint64(2**32 - 1)], 1).astype(np.uint32)

@@ -45,7 +45,7 @@ def identity(name: str, function: str) -> str:
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise ConfigError(f"{key}: there is no module {module!r}; install it, or {_HINT}")
     source = Path(found.origin).read_bytes()
-    if attribute not in (names := _names(ast.parse(source))):
+    if attribute not in (names := _names(ast.parse(source).body)):
         listed = ", ".join(sorted(names)) or "no names"
         raise ConfigError(f"{key}: {found.origin} has {listed}, but not {attribute!r}")
     return hashlib.sha256(source).hexdigest()
@@ -54,16 +54,24 @@ def identity(name: str, function: str) -> str:
 _HINT = "run from the folder that holds it"
 
 
-def _names(module: ast.Module) -> set[str]:
-    """What a module defines, assigns or imports at its top level."""
+def _names(body: Sequence[ast.stmt]) -> set[str]:
+    """What a module defines, assigns or imports at its top level, under conditions too."""
     names: set[str] = set()
-    for node in module.body:
+    for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names.update(alias.asname or alias.name for alias in node.names)
         elif isinstance(node, ast.Assign):
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.If):
+            names |= _names(node.body) | _names(node.orelse)
+        elif isinstance(node, ast.Try):
+            names |= _names(node.body) | _names(node.orelse) | _names(node.finalbody)
+            for handler in node.handlers:
+                names |= _names(handler.body)
     return names
 
 
@@ -84,13 +92,14 @@ def load(functions: Mapping[str, Sequence[str]]) -> dict[str, Score]:
 def score(
     functions: Mapping[str, Score], pictures: Sequence[Picture], texts: Sequence[str]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """What each function says of some pictures. Raises `ConfigError` if it is not a value each."""
+    """What each function says of some pictures, which none may change. Raises `ConfigError` naming
+    the score if it is not a value each."""
     found = {}
     for name, function in functions.items():
         values = np.asarray(function(pictures, texts))
         if values.shape != (len(pictures),) or values.dtype.kind not in "fiub":
             raise ConfigError(
-                f"screen.scores: {function.__module__}:{function.__name__} returned "
+                f"screen.scores.{name.removeprefix(column(''))}: its function returned "
                 f"{values.dtype} {list(values.shape)} for {len(pictures)} pictures; "
                 "a number for each is wanted"
             )

@@ -1,4 +1,8 @@
-"""Pictures that `download` staged, read from where their outcomes say that they are."""
+"""Pictures that `download` staged: which pairs have one, and its bytes.
+
+`screen` numbers pictures, in the order of uids over all files. A picture that was removed from the
+run keeps its number, so what was found before its removal still says of all others what it said.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset_build import removed
 from pipeline.manifest import Damaged
 from pipeline.stage import Run
 
@@ -19,6 +27,18 @@ def tars(run: Run) -> dict[str, list[str]]:
         own = [name for name in names if name.endswith(".tar")]
         found.update({name: own for name in names if "fetched-" in name})
     return found
+
+
+COLUMNS = ["status", "staged_sha256"]
+"""What `numbered` goes by."""
+_NONE = pa.scalar(bytes(32), pa.binary(32))
+
+
+def numbered(fetched: pa.Table | pa.RecordBatch) -> Any:
+    """Which rows of `records.FETCHED` have a picture, or had one that was removed."""
+    status, staged = fetched["status"], fetched["staged_sha256"]
+    had = pc.and_kleene(pc.equal(status, removed.STATUS), pc.not_equal(staged, _NONE))
+    return pc.or_kleene(pc.equal(status, "ok"), had)
 
 
 class Pictures:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.dataset_build.download.conftest import picture
 
@@ -28,6 +30,41 @@ def test_pictures_are_the_very_bytes_of_img2dataset(
         expected = theirs(io.BytesIO(data))
         assert ours(io.BytesIO(data)) == expected
         assert (expected[0] is None) == (width == 1500)
+
+
+@pytest.mark.parametrize("order", ["MM", "II"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_picture_is_stored_as_its_tag_says_to_show_it(
+    staging: Any, orientation: int, order: str
+) -> None:
+    ramps = np.zeros((60, 90, 3), np.uint8)
+    ramps[..., 0], ramps[..., 1] = np.arange(0, 180, 2), np.arange(0, 240, 4)[:, None]
+    plain = Image.fromarray(ramps)
+    exif = Image.Exif()
+    exif.endian = ">" if order == "MM" else "<"
+    exif[0x10F], exif[0x112] = "Maker", orientation
+    sent = io.BytesIO()
+    plain.save(sent, "JPEG", quality=95, exif=exif)
+    assert order.encode() + (b"\0*" if order == "MM" else b"*\0") in sent.getvalue()
+    assert staging.is_turned(sent.getvalue()) == (2 <= orientation <= 8)
+    ours = staging.EightBitResizer(48, "keep_ratio", False, encode_quality=95)
+    stored, width, height, *original, error = ours(io.BytesIO(sent.getvalue()))
+    upright = ImageOps.exif_transpose(Image.open(sent)).convert("RGB")
+    assert error is None and (width > height) == (upright.width > upright.height)
+    assert tuple(original) == upright.size
+    shown = np.asarray(Image.open(io.BytesIO(stored)), np.int16)
+    expected = np.asarray(upright.resize((width, height), Image.Resampling.BOX), np.int16)
+    assert np.abs(shown - expected).mean() < 4
+    assert not staging.is_turned(stored)
+
+
+def test_a_broken_tag_turns_nothing(staging: Any) -> None:
+    data = picture(1, 90, 60)
+    for exif in (b"", b"MM", b"MM\0*\0\0\0\xff", b"II*\0\x08\0\0\0\xff\xff", b"nothing at all"):
+        body = b"Exif\0\0" + exif
+        segment = b"\xff\xe1" + (2 + len(body)).to_bytes(2, "big") + body
+        assert not staging.is_turned(data[:2] + segment + data[2:])
+    assert not staging.is_turned(data[:2])
 
 
 def test_a_download_does_without_torch_and_leaves_it_to_others() -> None:

@@ -71,6 +71,8 @@ class FakeBuild:
         self.run = Run(folder, Config(balance=balance or BalanceSettings()))
         self.delta: tuple[int, int] | None = (17, 5)  # pairs that came and that went
         self.screened: dict[str, dict[str, int]] = {
+            "evaluation_set:imagenet": {"pictures": 90, "undecodable": 2},
+            "evaluation_set:cifar": {"pictures": 10},
             "evaluation:imagenet": {"exact": 5, "0+": 4, "8+": 3, "24+": 0},
             "list:blocked": {"address": 2, "picture": 1},
             "score:faces": {"0.2": 7, "0": 90, "0.03": 9},

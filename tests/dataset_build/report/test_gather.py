@@ -107,7 +107,9 @@ def test_screening_is_told_by_set_list_and_score(fake_build: FakeBuild) -> None:
     lost = fake_build.fetched - fake_build.kept
     assert screening["kept"] == screening["pictures"] - lost == fake_build.kept
     assert sum(screening["dropped"].values()) == lost
-    assert screening["evaluation"] == {"imagenet": {"exact": 5, "near": 7}}
+    read = {"pictures": 90, "undecodable": 2, "too_plain": 0}
+    unmet = {"pictures": 10, "undecodable": 0, "too_plain": 0, "exact": 0, "near": 0}
+    assert screening["evaluation"] == {"imagenet": {**read, "exact": 5, "near": 7}, "cifar": unmet}
     assert screening["lists"] == {"blocked": {"address": 2, "picture": 1}}
     values = screening["scores"]["faces"]["values"]
     assert list(values.items()) == [("0", 90), ("0.03", 9), ("0.2", 7)]

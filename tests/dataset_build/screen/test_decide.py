@@ -133,6 +133,19 @@ def test_a_placeholder_is_dropped_altogether(screened: Screen) -> None:
     assert {uid for uid, reason in verdicts.items() if not reason} == {1, 50}
 
 
+def test_an_address_with_many_captions_is_no_placeholder() -> None:
+    """Ten captions of one address, and of three; all have the same file in each half."""
+    first_of_address = np.zeros(20, np.bool_)
+    first_of_address[[0, 10, 13, 15]] = True
+    halves = np.repeat(np.array([1, 2], np.uint64), 10)
+    with pytest.MonkeyPatch.context() as patch:
+        found = halves, halves, np.arange(20)
+        patch.setattr(duplicates, "digests", lambda *about: found)
+        files = duplicates.Files(20)
+        files.read([], np.ones(20, np.bool_), first_of_address, 2, lambda: None)
+    assert files.placeholder.tolist() == [False] * 10 + [True] * 10
+
+
 def test_both_rules_can_be_left_out(screened: Screen) -> None:
     rows = [(i, "ok", "same") for i in range(1, 12)]
     verdicts, _, _ = screened(rows, placeholder_pairs=2, drop_placeholders=False)

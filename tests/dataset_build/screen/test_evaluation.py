@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import screen
+from dataset_build import records, screen
 from dataset_build.download import DownloadSettings
-from dataset_build.lists import ListsSettings
+from dataset_build.lists import Lists, ListsSettings
 from dataset_build.screen import evaluation, perceptual
+from dataset_build.screen.judge import Judge
+from dataset_build.screen.verdicts import Verdicts
 from pipeline.config import ConfigError, MissingInput
+from pipeline.manifest import Stats
 from tests.dataset_build.screen.pool import Pair, Picture, Pool, jpeg, picture, smaller
 
 
@@ -119,6 +122,130 @@ def test_sets_that_are_not_there_are_named(pool: Pool, tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [3]}), tmp_path / "labels.parquet")
     with pytest.raises(ConfigError, match=r"no column of encoded pictures, only label"):
         pool.screen(pairs, evaluation={"one": [str(tmp_path / "labels.parquet")]})
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+SHOWN = [picture(seed, 900, 600) for seed in range(4)]
+
+
+def without_names(path: Path) -> str:
+    return write_archive(path / "0.tar", {f"{n}.img": jpeg(one) for n, one in enumerate(SHOWN)})
+
+
+def linked(path: Path) -> str:
+    (path / "set").mkdir()
+    (path / "set" / "one.png").write_bytes(png(SHOWN[0]))
+    (path / "elsewhere.png").mkdir()
+    for number, one in enumerate(SHOWN):
+        (path / "elsewhere.png" / f"{number}.png").write_bytes(png(one))
+    (path / "set" / "class").symlink_to(path / "elsewhere.png")
+    (path / "set" / "round").symlink_to(path / "set")
+    return str(path / "set")
+
+
+def write_table(path: Path, columns: dict[str, Any]) -> str:
+    pq.write_table(pa.table(columns), path / "0.parquet")
+    return str(path / "0.parquet")
+
+
+def after_an_id(path: Path) -> str:
+    return write_table(path, {"id": [b"%d" % n for n in range(4)], "jpg": [*map(jpeg, SHOWN)]})
+
+
+def in_two_columns(path: Path) -> str:
+    views = pa.array([*map(png, SHOWN[2:])], pa.binary_view())
+    return write_table(path, {"left": [*map(jpeg, SHOWN[:2])], "right": views})
+
+
+def in_lists(path: Path) -> str:
+    images = [[{"bytes": jpeg(one), "path": None} for one in SHOWN[n:][:2]] for n in (0, 2)]
+    return write_table(path, {"images": [[], *images]})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [without_names, linked, after_an_id, in_two_columns, in_lists],
+    ids=lambda f: f.__name__,
+)
+def test_pictures_are_found_wherever_they_are(pool: Pool, tmp_path: Path, write: Any) -> None:
+    pairs = [Pair(n, jpeg(smaller(one, 256))) for n, one in enumerate([*SHOWN, picture(100)])]
+    found = pool.screen(pairs, evaluation={"one": [write(tmp_path)]})
+    assert found.kept == [4]
+
+
+def nested(path: Path) -> str:
+    inner = Path(write_archive(path / "inner.tar", {"0.png": png(SHOWN[0])})).read_bytes()
+    return write_archive(path / "0.tar", {"x.png": png(SHOWN[1]), "class.tar": inner})
+
+
+def of_paths(path: Path) -> str:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return write_table(path, {"image": pa.array([{"bytes": None, "path": "0.png"}], kind)})
+
+
+def packed(path: Path) -> str:
+    write_folder(path / "set", [png(SHOWN[0])])
+    (path / "set" / "more.tar.gz").write_bytes(b"")
+    return str(path / "set")
+
+
+def cut(path: Path) -> str:
+    return write_archive(path / "0.tar", {"0.png": png(SHOWN[0])[:300], "1.jpg": b""})
+
+
+def broken(path: Path) -> str:
+    return write_folder(path / "set", [b"", b"text"])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (nested, r"0\.tar has an archive in it, class\.tar; unpack"),
+        (lambda path: write_archive(path / "0.tar", {"a.txt": b"a"}), r"no picture, only \.txt"),
+        (of_paths, "no column of encoded pictures, only image"),
+        (packed, r"more\.tar\.gz: unpack it"),
+        (cut, r"0\.tar: none of its 2 pictures can be decoded"),
+        (broken, "none of its pictures can be decoded"),
+    ],
+)
+def test_a_set_that_gives_no_picture_is_an_error(
+    pool: Pool, tmp_path: Path, write: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"screen\.evaluation\.one: .*{message}"):
+        pool.screen([Pair(1, jpeg(picture(1)))], evaluation={"one": [write(tmp_path)]})
+
+
+def test_the_nearest_picture_of_a_set_counts(tmp_path: Path) -> None:
+    """A set of several files has a hit in each."""
+    hits = {"row": [0, 0], "set": ["one"] * 2, "distance": [3, 30]}
+    sets = {"set": ["one"], "sha256": [bytes(32)], "pdq": [None], "pdq_quality": [None]}
+    pq.write_table(pa.table(hits, schema=records.HITS), tmp_path / "hits")
+    pq.write_table(pa.table(sets, schema=records.EVALUATION), tmp_path / "sets")
+    stats, settings = Stats(), screen.ScreenSettings()
+    judge = Judge(settings, Lists([]), [], [tmp_path / "sets"], [tmp_path / "hits"], stats)
+    row = {"uid": [b""], "url": [""], "final_url": [""], "status": ["ok"], "sha256": [b""]}
+    judge.judge("", pa.table(row), slice(0, 1), Verdicts(1, ()))
+    assert +stats.histograms["evaluation:one"] == {"0+": 1}
+
+
+def test_a_set_is_accounted_for(pool: Pool, tmp_path: Path) -> None:
+    plain = np.full((60, 60, 3), 90, np.uint8)
+    pattern = write_folder(tmp_path / "set", [png(SHOWN[0]), png(SHOWN[1]), png(plain), b"text"])
+    found = pool.screen([Pair(1, jpeg(picture(9)))], evaluation={"one": [pattern]})
+    stats = sum((manifest.stats for manifest in found.manifests[1:]), found.manifests[0].stats)
+    assert dict(stats.histograms["evaluation_set:one"]) == {
+        "pictures": 4,
+        "too_plain": 1,
+        "undecodable": 1,
+    }
 
 
 @pytest.mark.parametrize("distance", [0, 7, 15, 16, 31])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,26 @@ def two_for_one(pictures: Sequence[Any], texts: Sequence[str]) -> Any:
     return np.zeros(2 * len(pictures), np.float32)
 
 
+def blackened(pictures: Sequence[Any], texts: Sequence[str]) -> Any:
+    for pixels in pictures:
+        pixels[:] = 0
+    return np.zeros(len(pictures), np.float32)
+
+
+def all_at_once(pictures: Sequence[Any], texts: Sequence[str], factor: int) -> Any:
+    return np.zeros((len(pictures), factor), np.float32)
+
+
+partly: Any = functools.partial(all_at_once, factor=2)
+try:
+    import nothing_such  # type: ignore[import-not-found]  # noqa: F401
+except ImportError:
+    if True:
+
+        def conditional(pictures: Sequence[Any], texts: Sequence[str]) -> Any:
+            return np.ones(len(pictures), np.float32)
+
+
 def redness(pictures: Sequence[Any], texts: Sequence[str]) -> Any:
     """Of the first channel, which is red if they are RGB."""
     return np.array([picture[..., 0].mean() for picture in pictures], np.float32)
@@ -145,7 +166,11 @@ def test_a_changed_function_is_asked_again(
         ("nothing.such:score", "No module named 'nothing'"),
         ("my_scores", "is not of the form package.module:function"),
         ("my_scores:missing", "but not 'missing'"),
-        ("my_scores:two_for_one", r"returned float32 \[2\] for 1 pictures"),
+        ("my_scores:two_for_one", r"scores\.mine: its function returned float32 \[2\] for 1 pictu"),
+        (
+            "my_scores:partly",
+            r"scores\.mine: its function returned float32 \[1, 2\] for 1 pictures",
+        ),
     ],
 )
 def test_functions_that_cannot_be_used_are_named(
@@ -153,6 +178,16 @@ def test_functions_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         pool.screen(PAIRS[:1], files=1, scores={"mine": {"function": function}})
+
+
+def test_no_function_can_change_what_the_next_one_sees(pool: Pool, scoring: str) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        pool.screen(PAIRS[:1], 1, scores={"mine": {"function": f"{scoring}:blackened"}})
+
+
+def test_a_function_may_be_defined_under_a_condition(pool: Pool, scoring: str) -> None:
+    found = pool.screen(PAIRS[:1], 1, scores={"mine": {"function": f"{scoring}:conditional"}})
+    assert found.histograms["score:mine"] == {"1": 1}
 
 
 def test_blur_makes_pictures_less_sharp(photos: list[Any]) -> None:

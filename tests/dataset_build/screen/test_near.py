@@ -118,6 +118,45 @@ def test_every_subset_of_the_weak_bits_is_flipped_once() -> None:
         assert all(bits & ~mask == 0 for bits in changed.tolist())
 
 
+@pytest.mark.parametrize("ranges", [2, 64, 1 << 20])
+def test_ranges_of_keys_are_all_keys_once(ranges: int) -> None:
+    random = np.random.default_rng(0)
+    bits, weak = perceptual.bits_of(random.standard_normal((200, 256)))
+    words, masks = (
+        np.stack([_big(one.view("u4")[:, p]) for p in range(8)]) for one in (bits, weak)
+    )
+    classes = np.arange(200, dtype=np.uint32)
+    classes[random.integers(0, 200, 20)] = UNHASHED
+
+    def keys(number: int, of: int) -> Any:
+        return near.keys_of(words, masks, classes, (3, number, of), lambda: None)
+
+    every = keys(0, 1)
+    bounds = np.searchsorted(every, np.arange(ranges + 1, dtype=object) * (2**64 // ranges))
+    for number in np.unique(np.searchsorted(bounds, np.arange(0, every.size, 50), "right") - 1):
+        own = every[bounds[number] : bounds[number + 1]]
+        assert own.size
+        assert keys(int(number), ranges).tolist() == own.tolist()
+
+
+def test_edges_are_sorted_seldom_however_often_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "_PAIRS_AT_ONCE", 16)
+    random = np.random.default_rng(0)
+    added = [random.integers(0, 2000, 10).astype(np.uint64) << np.uint64(32) for _ in range(1000)]
+    edges, each_once, handled = near.Edges(), near.Edges.each_once, 0
+
+    def counting(self: near.Edges) -> Any:
+        nonlocal handled
+        handled += self._size
+        return each_once(self)
+
+    monkeypatch.setattr(near.Edges, "each_once", counting)
+    for pairs in added:
+        edges.add(pairs)
+    assert edges.each_once().tolist() == np.unique(np.concatenate(added)).tolist()
+    assert handled < 4 * 10_000
+
+
 def test_of_many_with_a_key_each_meets_the_first() -> None:
     rows = np.arange(1000, dtype=np.uint64)
     keys = np.concatenate([rows, np.uint64(7 << 32) + rows[:3]])
