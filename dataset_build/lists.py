@@ -8,46 +8,37 @@ Of 10⁹ rows one is taken for one of ten million entries with a probability of 
 
 from __future__ import annotations
 
-import gzip
 import io
-import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import xxhash
 from pydantic import Field
 
 from dataset_build import domains
-from dataset_build.extract.urls import canonical, canonical_host, without_dots
-from dataset_build.hashing import U64, mix64
+from dataset_build.extract.urls import canonical, canonical_host
+from dataset_build.hashing import U64
+from dataset_build.list_entries import (
+    Kind,
+    address_key,
+    address_keys,
+    key_of,
+    keys_of,
+    keys_of_file,
+    uid_keys,
+    words_of,
+)
 from pipeline import files
-from pipeline.config import ConfigError, MissingInput, Settings, UserError
+from pipeline.config import MissingInput, Settings, UserError
 from pipeline.stage import Attempt, Run, Task
 
-Kind = Literal["addresses", "domains", "sha256", "perceptual", "uids"]
 Codes = npt.NDArray[np.uint8]
-
-_COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "addresses": ("url", "address"),
-    "domains": ("domain",),
-    "sha256": ("sha256",),
-    "perceptual": ("pdq", "perceptual"),
-    "uids": ("uid",),
-}
 _KEYS = 2  # raise it when the same entry becomes another key
-_FEW_FAULTS = 10
-# One address may be spelled in several ways within the canonical form (RFC 3986, §6.2.2).
-_ODD = r"[%|\[\]]"
-_ESCAPE = re.compile(r"%[0-9a-fA-F]{2}|[|\[\]]")
-_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
 class ListSettings(Settings):
@@ -136,7 +127,7 @@ class Lists:
     def read(cls, named: Mapping[str, Mapping[Kind, Sequence[Path]]]) -> Lists:
         """Files by reason and kind. Raises `ConfigError` that names bad lines."""
         return cls(
-            (reason, kind, _keys(path, kind))
+            (reason, kind, keys_of_file(path, kind))
             for reason, by_kind in named.items()
             for kind, paths in by_kind.items()
             for path in paths
@@ -149,7 +140,7 @@ class Lists:
         """Why this address, in any spelling, must not be asked; "" if it may."""
         codes = []
         if self._entries["addresses"] and (address := canonical(url)[0]):
-            codes.append(self._code("addresses", _address_key(address)))
+            codes.append(self._code("addresses", address_key(address)))
         if self._entries["domains"]:
             try:
                 host = urlsplit(url).hostname or ""
@@ -159,7 +150,7 @@ class Lists:
             # listed.
             host = canonical_host(host) or host.lower().rstrip(".")
             while "." in host:
-                codes.append(self._code("domains", _hash(host)))
+                codes.append(self._code("domains", key_of(host)))
                 host = host.partition(".")[2]
         return self.reasons[min(filter(None, codes), default=0)]
 
@@ -169,14 +160,14 @@ class Lists:
 
     def reason_of_uid(self, uid: bytes) -> str:
         """Why this pair must not be kept; "" if it may."""
-        (key,) = _uid_keys(np.frombuffer(uid, ">u8")[None]).tolist()
+        (key,) = uid_keys(np.frombuffer(uid, ">u8")[None]).tolist()
         return self.reasons[self._code("uids", key)]
 
     def codes_of_addresses(self, urls: pa.Array | pa.ChunkedArray) -> Codes:
         """For canonical addresses, as in `records.CANDIDATES`: uint8 [rows], see `reasons`."""
         codes = np.zeros(len(urls), np.uint8)
         if self._entries["addresses"]:
-            codes = self._codes("addresses", _address_keys(urls))
+            codes = self._codes("addresses", address_keys(urls))
         if self._entries["domains"]:
             hosts = domains.hosts(urls)
             of_hosts = self._host_codes(hosts.dictionary.to_pylist())
@@ -189,7 +180,7 @@ class Lists:
 
     def codes_of_uids(self, column: pa.Array | pa.ChunkedArray) -> Codes:
         """For uids, binary(16): uint8 [rows], see `reasons`."""
-        return self._codes("uids", _uid_keys(words_of(column, 2)))
+        return self._codes("uids", uid_keys(words_of(column, 2)))
 
     @property
     def perceptual(self) -> tuple[U64, Codes]:
@@ -218,7 +209,7 @@ class Lists:
                 names.append(host)
                 owners.append(owner)
                 host = host.partition(".")[2]
-        found = self._codes("domains", _hashes(names))
+        found = self._codes("domains", keys_of(names))
         worst = len(self.reasons)
         first = np.full(len(hosts), worst, np.int64)
         np.minimum.at(first, owners, np.where(found == 0, worst, found).astype(np.int64))
@@ -238,16 +229,11 @@ def _either(one: Codes, other: Codes) -> Codes:
     return np.where(both > 0, both, np.maximum(one, other))
 
 
-def key(kind: Kind, entry: str) -> int:
-    """What an entry is known by, but for perceptual ones. Raises `ValueError` if it is none."""
-    return _READ[kind](entry)[0]
-
-
 def _kept(cache: Path, kind: Kind, path: Path, sha256: str) -> npt.NDArray[np.uint64]:
     """The keys of a list, from RUN/lists/ if some task of the run has read it before."""
     name = cache / f"{kind}-{_KEYS}-{sha256}.npy"
     if not name.exists():
-        keys = _keys(path, kind)
+        keys = keys_of_file(path, kind)
         if files.sha256(path) != sha256:
             raise UserError(f"{path}: changed since this task was planned; run the command again")
         content = io.BytesIO()
@@ -255,149 +241,3 @@ def _kept(cache: Path, kind: Kind, path: Path, sha256: str) -> npt.NDArray[np.ui
         files.write_atomic(name, content.getvalue())
     kept: npt.NDArray[np.uint64] = np.load(name, mmap_mode="r")
     return kept
-
-
-def _keys(path: Path, kind: Kind) -> npt.NDArray[np.uint64]:
-    """Sorted, unique keys of a file's entries: uint64 [entries], or [entries, 4] if perceptual."""
-    read, keys = _READ[kind], array("Q")
-    faults: list[str] = []
-    for place, entry in _entries(path, kind):
-        try:
-            keys.extend(read(entry))
-        except ValueError as error:
-            faults.append(f"{path}:{place}: {entry[:80]!r}: {error}")
-            if len(faults) == _FEW_FAULTS:
-                break
-    if faults:
-        raise ConfigError("\n".join(faults))
-    columns = 4 if kind == "perceptual" else 1
-    table = np.frombuffer(keys, np.uint64).reshape(-1, columns)
-    return np.unique(table, axis=0) if columns > 1 else np.unique(table[:, 0])
-
-
-def _entries(path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
-    """Lines, or rows of a parquet file, counted from 1, with what they say."""
-    if path.suffix == ".parquet":
-        with files.open_parquet(path) as parquet:
-            names = [name for name in _COLUMNS[kind] if name in parquet.schema_arrow.names]
-            if not names:
-                expected = " or ".join(_COLUMNS[kind])
-                raise ConfigError(f"{path}: a list of {kind} has a column {expected}")
-            place = 0
-            for batch in parquet.iter_batches(columns=names[:1]):
-                for value in batch.column(0).to_pylist():
-                    place += 1
-                    yield place, value.hex() if isinstance(value, bytes) else str(value)
-        return
-    place = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            for place, line in enumerate(stream, 1):
-                # An address's fragment is none of the server's business, so it may go as well.
-                entry = line.decode("utf-8-sig" if place == 1 else "utf-8").partition("#")[0]
-                if entry := entry.strip():
-                    yield place, entry
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}:{place}: cannot be read ({error})") from None
-
-
-def _read_address(entry: str) -> tuple[int, ...]:
-    address, why = canonical(entry)
-    if not address:
-        raise ValueError(f"not the address of a picture, http://… or https://… ({why})")
-    return (_address_key(address),)
-
-
-def _read_domain(entry: str) -> tuple[int, ...]:
-    host = canonical_host(entry)
-    if not host or ":" in host:
-        raise ValueError("not a domain; one such as example.org covers all hosts below it")
-    if domains.is_public_suffix(host):
-        raise ValueError("a public suffix: under it there are domains of many owners")
-    return tuple(_hashes([host]).tolist())
-
-
-def _read_sha256(entry: str) -> tuple[int, ...]:
-    return _hexadecimal(entry, 4)[:1]
-
-
-def _read_perceptual(entry: str) -> tuple[int, ...]:
-    return _hexadecimal(entry, 4)
-
-
-def _read_uid(entry: str) -> tuple[int, ...]:
-    return tuple(_uid_keys(np.array([_hexadecimal(entry, 2)], np.uint64)).tolist())
-
-
-_READ: dict[Kind, Callable[[str], tuple[int, ...]]] = {
-    "addresses": _read_address,
-    "domains": _read_domain,
-    "sha256": _read_sha256,
-    "perceptual": _read_perceptual,
-    "uids": _read_uid,
-}
-
-
-def _hexadecimal(entry: str, words: int) -> tuple[int, ...]:
-    if not re.fullmatch(rf"[0-9a-fA-F]{{{16 * words}}}", entry):
-        raise ValueError(f"not {16 * words} hexadecimal digits")
-    return tuple(int(entry[start : start + 16], 16) for start in range(0, 16 * words, 16))
-
-
-def _address_key(address: str) -> int:
-    """Of a canonical address, whichever its scheme."""
-    return _hash(_spelled(address.partition(":")[2]))
-
-
-def _address_keys(urls: pa.Array | pa.ChunkedArray) -> U64:
-    if isinstance(urls, pa.ChunkedArray):
-        urls = urls.combine_chunks()
-    bare = pc.replace_substring_regex(urls, "^https?:", "")
-    names: list[Any] = bare.to_pylist()
-    odd = pc.match_substring_regex(bare, _ODD).to_numpy(zero_copy_only=False)
-    for row in np.flatnonzero(odd):
-        names[row] = _spelled(names[row])
-    return _hashes(names)
-
-
-def _spelled(address: str) -> str:
-    """//host/path?query with as few escapes as can be, in capitals, brackets and bars escaped, and
-    no dot segments that hid in escapes."""
-
-    def spell(match: re.Match[str]) -> str:
-        found = match[0]
-        if len(found) == 1:
-            return f"%{ord(found):02X}"
-        plain = chr(int(found[1:], 16))
-        return plain if plain in _UNRESERVED else found.upper()
-
-    host, slash, rest = _ESCAPE.sub(spell, address)[2:].partition("/")
-    return f"//{host}{without_dots(slash + rest)}"
-
-
-def _hash(name: str) -> int:
-    value: int = xxhash.xxh3_64_intdigest(name.encode(errors="replace"))
-    return value
-
-
-def _hashes(names: Sequence[str]) -> U64:
-    return np.fromiter(map(_hash, names), np.uint64, len(names))
-
-
-def _uid_keys(words: npt.NDArray[Any]) -> U64:
-    """[rows, 2] halves -> [rows]. The first half alone would say the same of a whole address."""
-    words = words.astype(np.uint64)
-    key: U64 = mix64(words[:, 0]) ^ words[:, 1]
-    return key
-
-
-def words_of(column: pa.Array | pa.ChunkedArray, words: int) -> U64:
-    """Fixed-size binary of 8 x `words` bytes as big-endian numbers, uint64 [rows, words]."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    assert column.type == pa.binary(8 * words), column.type
-    assert not column.null_count
-    buffer = column.buffers()[1]
-    data = np.frombuffer(buffer if buffer is not None else b"", ">u8")
-    own = data[words * column.offset : words * (column.offset + len(column))]
-    return own.reshape(-1, words).astype(np.uint64)

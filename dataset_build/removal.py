@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_build import lists, removed
-from dataset_build.lists import Kind, Lists
+from dataset_build import list_entries, removed
+from dataset_build.list_entries import Kind
+from dataset_build.lists import Lists
 from pipeline import files
 from pipeline.config import ConfigError, MissingInput
 from pipeline.manifest import everything
@@ -75,7 +76,7 @@ def read(paths: Iterable[Path]) -> Asked:
             count += 1
             try:
                 own = kind or _kind(entry)
-                lists.key(own, entry)
+                list_entries.key(own, entry)
                 asked.entries[own][entry] = None
             except ValueError as error:
                 faults.append(f"{path}:{number}: {entry[:80]!r}: {error}")
@@ -215,7 +216,7 @@ def _found(run: Run, asked: Asked) -> _Found:
     found.entries["perceptual"].update(_looks(run, shown))
     for kind in removed.KINDS:
         entries = asked.entries[kind]
-        found.unknown += [name for name in entries if lists.key(kind, name) not in met[kind]]
+        found.unknown += [name for name in entries if list_entries.key(kind, name) not in met[kind]]
     return found
 
 
@@ -237,7 +238,7 @@ def _looks(run: Run, uids: Collection[bytes]) -> Iterator[str]:
 
 
 def _lists(kind: Kind, entries: Iterable[str]) -> Lists:
-    keys = np.unique(np.array([lists.key(kind, entry) for entry in entries], np.uint64))
+    keys = np.unique(np.array([list_entries.key(kind, entry) for entry in entries], np.uint64))
     return Lists([(removed.STATUS, kind, keys)])
 
 
@@ -254,6 +255,6 @@ def _keys_of(kind: Kind, table: pa.Table) -> Iterator[int]:
         names = {uid.hex() for uid in table["uid"].to_pylist()}
     for name in names:
         try:
-            yield lists.key(kind, name)
+            yield list_entries.key(kind, name)
         except ValueError:
             continue  # no entry of a list could have said so

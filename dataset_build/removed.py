@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_build.extract.urls import canonical
-from dataset_build.lists import Kind, Lists
+from dataset_build.list_entries import Kind
+from dataset_build.lists import Lists
 from pipeline import files
 from pipeline.manifest import everything
 from pipeline.stage import Run

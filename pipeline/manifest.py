@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def _whole(stage_folder: Path, path: Path) -> Manifest | None:
         return None
     for output in manifest.outputs:
         try:
-            if _stored(stage_folder, manifest, output).stat().st_size != output.bytes:
+            if stored(stage_folder, manifest, output).stat().st_size != output.bytes:
                 return None
         except FileNotFoundError:
             return None
@@ -333,60 +333,9 @@ def expose(stage_folder: Path, manifest: Manifest) -> None:
         files.link_in_place(stored, stage_folder / "out" / output.name)
 
 
-def damage(stage_folder: Path, manifest: Manifest) -> list[str]:
-    """What of a manifest's outputs differs from what was published, one sentence a file.
-
-    What builds read is looked at; a file is called by its stable name if it has it.
-    """
-    faults = []
-    for output in manifest.outputs:
-        path = _stored(stage_folder, manifest, output)
-        shown = stage_folder / "out" / output.name
-        name = shown if _is_same(path, shown) else path
-        if what := _difference(path, output.bytes, {output.sha256}):
-            faults.append(f"{name}: {what}")
-    return faults
-
-
-def astray(
-    stage_folder: Path, manifest: Manifest, digests: Mapping[Path, Collection[str]]
-) -> dict[str, str]:
-    """By name, what is wrong with the files of a manifest's outputs below `out/` that are files of
-    their own, as in a copy that knows no second names; `expose` puts that right.
-
-    `digests`: what each may hold; while a stage is made anew, some are of the new tasks already.
-    """
-    faults = {}
-    for output in manifest.outputs:
-        shown = stage_folder / "out" / output.name
-        if _is_same(_stored(stage_folder, manifest, output), shown):
-            continue
-        if what := _difference(shown, None, digests[shown]):
-            faults[output.name] = f"{shown}: {what}"
-    return faults
-
-
-def _stored(stage_folder: Path, manifest: Manifest, output: Output) -> Path:
+def stored(stage_folder: Path, manifest: Manifest, output: Output) -> Path:
+    """Where builds read an output."""
     return stage_folder / "store" / manifest.store / output.name
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:
-        return False
-
-
-def _difference(path: Path, size: int | None, digests: Collection[str]) -> str:
-    """How a file differs from all that was published; empty if it does not."""
-    try:
-        if size is not None and (found := path.stat().st_size) != size:
-            return f"{found} bytes, published with {size}"
-        return "" if files.sha256(path) in digests else "its bytes differ from those published"
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
 
 
 def _check_output(path: Path, folder: Path) -> Output:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import manifest, runner
+from pipeline import damage, manifest, runner
 from pipeline.local import LocalExecutor, LocalSettings, die_with_parent
 from pipeline.stage import Run
 from pipeline.stop import StopFlag
@@ -96,7 +96,7 @@ def race(folder: Path, web: HostileWeb, races: int, seed: int) -> str:
         (done,) = manifest.everything(run / "download")
         second += done.store.split("-")[-2] == str(pids[1])
         assert [p.name for p in (run / "download/store").iterdir()] == [done.store]
-        assert not manifest.damage(run / "download", done)
+        assert not damage.damage(run / "download", done)
         _check_pictures(run / "download/store" / done.store, len(small.pairs))
         shutil.rmtree(run / "download")
         if number % 100 == 99:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from dataset_build import download, pack, screen
 from dataset_build.download import DownloadSettings
 from dataset_build.pack import PackSettings
-from pipeline import manifest, runner
+from pipeline import damage, manifest, runner
 from pipeline.files import sha256
 from pipeline.stage import Attempt, Planned, Run, Stage
 from pipeline.stop import StopFlag
@@ -131,7 +131,7 @@ def faults(run: Path) -> list[str]:
         published = manifest.everything(folder) if (folder / "done").exists() else []
         for one in published:
             manifest.expose(folder, one)
-            found += manifest.damage(folder, one)
+            found += damage.damage(folder, one)
         known = {output.name for one in published for output in one.outputs}
         names = {p.relative_to(folder / "out").as_posix() for p in (folder / "out").rglob("*.*")}
         found += [f"{stage}: {name} is not published" for name in sorted(names - known)]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from dataset_build.hashing import U64
-from dataset_build.lists import words_of
+from dataset_build.list_entries import words_of
 from dataset_build.neighbours import changes, place_in_run
 from dataset_build.screen import staged
 

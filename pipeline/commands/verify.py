@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline import manifest
+from pipeline import damage, manifest
 from pipeline.config import MissingInput
 from pipeline.manifest import Manifest
 
@@ -143,8 +143,8 @@ def _damage(
     def look(of: tuple[_Published, Manifest]) -> tuple[list[str], dict[str, str]]:
         stage, done = of
         is_shown = done.fingerprint in stage.complete
-        elsewhere = manifest.astray(stage.folder, done, digests) if is_shown else {}
-        return manifest.damage(stage.folder, done), elsewhere
+        elsewhere = damage.astray(stage.folder, done, digests) if is_shown else {}
+        return damage.damage(stage.folder, done), elsewhere
 
     every = [(stage, done) for stage in stages for done in stage.manifests]
     sizes = [sum(output.bytes for output in done.outputs) for _, done in every]

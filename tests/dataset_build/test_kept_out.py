@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_build import lists
-from dataset_build.lists import Kind, ListsSettings
+from dataset_build.list_entries import Kind
+from dataset_build.lists import ListsSettings
 from dataset_build.screen import perceptual
 from pipeline import files, tar
 from tests.dataset_build.download.conftest import HostileWeb

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_build import purge, records, redact, removal, removed
-from pipeline import files, manifest, tar
+from pipeline import damage, files, tar
 from pipeline.config import ConfigError
 from pipeline.stage import Run
 from tests.dataset_build.published_build import Web, picture, run_in
@@ -96,7 +96,7 @@ def test_no_byte_is_left_and_other_shards_stay_as_they_were(run: Run, tmp_path: 
     assert {task.stage for task in executor.ran} == {"pack"}
     for stage in ("balance", "download", "screen", "pack"):
         for done in Run(run.folder, run.config).manifests(stage):
-            assert manifest.damage(run.stage_folder(stage), done) == []
+            assert damage.damage(run.stage_folder(stage), done) == []
     assert not WEB.build(run_in(run.folder)).ran, "there is nothing left to do"
 
 

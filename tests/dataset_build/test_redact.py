@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dataset_build import purge, redact, removal, removed
-from pipeline import files, manifest
+from pipeline import damage, files, manifest
 from pipeline.stage import Run
 from tests.dataset_build.download.conftest import HostileWeb
 from tests.dataset_build.inline import InlineExecutor
@@ -95,7 +95,7 @@ def test_a_tar_of_several_downloads_is_emptied_in_all(
     run = Run(folder, small.config)
     for stage in ("download", "screen", "pack"):
         for done in run.manifests(stage):
-            assert manifest.damage(run.stage_folder(stage), done) == []
+            assert damage.damage(run.stage_folder(stage), done) == []
     if not crashes_at:
         paths = {path.stat().st_ino for path in folder.rglob("staged-*.tar")}
         assert len(paths) == 1, "it is one file still"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import files, manifest
+from pipeline import damage, files, manifest
 from pipeline.manifest import Damaged, Manifest, Stats
 from pipeline.tar import BrokenTar
 
@@ -48,7 +48,7 @@ def test_published_outputs_have_stable_names_and_checksums(tmp_path: Path) -> No
     assert [(o.name, o.rows) for o in done.outputs] == [("t.parquet", 3), ("x.json", None)]
     assert done.outputs[1].sha256 == files.sha256(tmp_path / "s/out/x.json")
     assert manifest.find(tmp_path / "s", FINGERPRINT) == done
-    assert manifest.damage(tmp_path / "s", done) == []
+    assert damage.damage(tmp_path / "s", done) == []
 
 
 def test_the_seconds_hold_what_publishing_takes(
@@ -130,7 +130,7 @@ def test_fail_the_nth_call_for_every_n(
             assert not (stage / "out").exists(), "outputs before their manifest"
             done = publish(stage, attempt(stage, "second"))
         manifest.expose(stage, done)
-        assert manifest.damage(stage, done) == []
+        assert damage.damage(stage, done) == []
         assert not list((stage / "done").glob(".*")), "a temporary file was left behind"
         if not failed:
             assert nth > 0 or call == "open"
@@ -158,7 +158,7 @@ def test_racing_attempts_have_one_winner(tmp_path: Path) -> None:
             racer.join(30)
         assert [racer.exitcode for racer in racers] == [0, 0, 0, 0]
         done = manifest.find(stage, FINGERPRINT)
-        assert done is not None and manifest.damage(stage, done) == []
+        assert done is not None and damage.damage(stage, done) == []
         assert len(list((stage / "store").iterdir())) == 1
         assert json.loads((stage / "out/who.json").read_text()) == done.store.partition(".")[2]
 

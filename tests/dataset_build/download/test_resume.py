@@ -147,7 +147,7 @@ def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: s
     lost: set[bytes] = set()
     if damage == "a flipped bit":
         path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
-        assert len(manifest.damage(folder, done)) == 1
+        assert len(damage.damage(folder, done)) == 1
         manifest.discard(folder, done)
         lost = {address}
     elif damage == "a cut":
@@ -161,7 +161,7 @@ def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: s
     assert set(task.small.asked()) == lost
     assert again.stats.counts["addresses_resumed"] == len(task.addresses) - len(lost)
     assert (again.stats.rows_out, again.stats.dropped) == (done.stats.rows_out, done.stats.dropped)
-    assert not manifest.damage(folder, again)
+    assert not damage.damage(folder, again)
 
 
 def test_a_lost_tar_of_other_settings_is_not_taken(task: Task) -> None:

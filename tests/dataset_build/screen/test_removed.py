@@ -15,7 +15,7 @@ from dataset_build.lists import Lists, ListsSettings
 from dataset_build.screen import ScreenSettings
 from dataset_build.screen.judge import Judge
 from dataset_build.screen.verdicts import Verdicts
-from pipeline import manifest
+from pipeline import damage, manifest
 from pipeline.manifest import Stats
 from pipeline.stage import Run
 from tests.dataset_build import published_build
@@ -124,7 +124,7 @@ def test_what_is_damaged_is_made_again(
     run = configured(purged, built, **options)
     discarded = 0
     for done in run.manifests("screen"):
-        if manifest.damage(run.stage_folder("screen"), done):
+        if damage.damage(run.stage_folder("screen"), done):
             manifest.discard(run.stage_folder("screen"), done)
             discarded += 1
     assert discarded
