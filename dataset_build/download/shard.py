@@ -56,7 +56,10 @@ def fetch_shard(attempt: Attempt) -> Stats:
         if pair["uid"] in gone:
             row = {**NO_OUTCOME, **earlier.by_uid.get(pair["uid"], {}), **pair}
             fetched.append(removed.redacted(row, records.FETCHED.names))
-            stats.drop(removed.STATUS)
+            if any(fetched[-1]["staged_sha256"]):
+                stats.rows_out += 1  # `screen` goes on to number it, and drops it
+            else:
+                stats.drop(removed.STATUS)
             continue
         known = earlier.by_uid.get(pair["uid"]) or earlier.by_address.get(address)
         stats.counts["pairs_known"] += known is not None

@@ -225,7 +225,7 @@ def test_a_run_reads_each_list_once(
     (planned,) = stage("download", "domains").planned(run, 0, 0)
     attempt = Attempt(run, planned.task, tmp_path, StopFlag())
     assert Lists.of(attempt).reason_of_address("http://a.example/1") == "blocked"
-    monkeypatch.setattr(lists, "_keys", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(lists, "keys_of_file", lambda *_: pytest.fail("read again"))
     again = Lists.of(attempt)
     assert again.reason_of_address("http://a.example/1") == "blocked"
     assert again.reason_of_uid(bytes(16)) == ""  # its task reads no list of pairs

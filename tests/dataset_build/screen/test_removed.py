@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import purge, removed
+from dataset_build import purge, removal
 from dataset_build.lists import Lists, ListsSettings
 from dataset_build.screen import ScreenSettings
 from dataset_build.screen.judge import Judge
@@ -74,7 +74,7 @@ def purged(built: Path, tmp_path: Path) -> Path:
     (folder / "list.txt").write_bytes((built / "list.txt").read_bytes())
     (tmp_path / "asked.txt").write_text(WEB.url(FIRST))
     run = configured(folder / "run", built)
-    removed.ask(run, removed.read([tmp_path / "asked.txt"]))
+    removal.ask(run, removal.read([tmp_path / "asked.txt"]))
     WEB.build(run)
     return folder / "run"
 
@@ -103,6 +103,7 @@ def test_another_setting_says_the_same_of_what_is_left(
         WEB.build(run)
     assert verdicts_of_others(purged) == before
     stats = Run(run.folder, run.config).manifests("screen")[-1].stats
+    assert (stats.rows_in, stats.balanced()) == (WEB.size, True)
     assert sum(stats.histograms["list:blocked"].values()) == len(BLOCKED)
     if "scores" in change:
         assert sum(stats.histograms["score:sharp"].values()) == WEB.size - 1
