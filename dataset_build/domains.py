@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import tldextract
 import xxhash
 
-from dataset_build.download.addresses import literal
+from dataset_build.addresses import literal
 from dataset_build.hashing import U64
 
 _HOST = r"^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]/?#]*\]|[^/:?#]*)"

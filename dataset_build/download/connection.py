@@ -20,8 +20,8 @@ from urllib.parse import urljoin
 
 import pycurl
 
+from dataset_build.addresses import is_public, within
 from dataset_build.download import DownloadSettings, probe
-from dataset_build.download.addresses import is_public, within
 from dataset_build.download.opt_out import opts_out, product_token
 from dataset_build.download.transfers import Transfers
 

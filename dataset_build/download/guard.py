@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dataset_build.addresses import is_public
 from dataset_build.download import DownloadSettings
-from dataset_build.download.addresses import is_public
 from dataset_build.download.turns import FILE_BYTES
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 
 import idna
 
+from dataset_build.addresses import is_public, literal
 from dataset_build.download import NO_CONTACT, DownloadSettings
-from dataset_build.download.addresses import is_public, literal
 from dataset_build.download.connection import Answer, Connection, Detour
 from dataset_build.download.opt_out import product_token
 from dataset_build.download.robots import MAX_BYTES, MAX_REDIRECTS, Robots

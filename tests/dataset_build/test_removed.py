@@ -159,7 +159,7 @@ def test_verdicts_on_what_is_exchanged_meanwhile_are_not_kept(tmp_path: Path) ->
     _ask(run(), WEB.url(7))
     purge.settle(run(), WEB.stages())
     kept = (run().folder / "removed/verdicts.json").read_text()
-    known.write_bytes(b"\x89" + picture(20))
+    known.write_bytes(picture(20))
     executor = InlineExecutor()
     requests = purge.settle(run(), WEB.stages())
     executor.advance(run(), WEB.stages())

@@ -132,8 +132,8 @@ def test_another_plan_takes_over_what_a_stopped_one_has_begun(task: Task) -> Non
     assert set(task.small.asked()) == task.addresses - kept
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "a cut", "a torn manifest"])
-def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: str) -> None:
+@pytest.mark.parametrize("fault", ["a flipped bit", "a cut", "a torn manifest"])
+def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, fault: str) -> None:
     """The rest is taken from where the task had published it."""
     done = task()
     folder = task.run / "download"
@@ -145,12 +145,12 @@ def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, damage: s
     first = pictures[len(pictures) // 2]
     address, _, at = ended[first]
     lost: set[bytes] = set()
-    if damage == "a flipped bit":
+    if fault == "a flipped bit":
         path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
         assert len(damage.damage(folder, done)) == 1
         manifest.discard(folder, done)
         lost = {address}
-    elif damage == "a cut":
+    elif fault == "a cut":
         path.write_bytes(data[: at + 9])
         lost = {address for address, *_ in ended[first:]}
     else:

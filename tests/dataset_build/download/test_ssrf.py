@@ -13,8 +13,8 @@ from urllib.parse import quote
 import pycurl
 import pytest
 
+from dataset_build.addresses import is_public
 from dataset_build.download import DownloadSettings
-from dataset_build.download.addresses import is_public
 from dataset_build.download.connection import Connection, Detour
 from dataset_build.download.transport import Refused, Transport, checked
 from tests.dataset_build.download.conftest import HostileWeb

@@ -97,7 +97,7 @@ def test_four_workers_together_keep_to_a_rate(web: Any, tmp_path: Path) -> None:
     times = sorted(when for when, _, _ in web.requests)
     assert len(times) == 40
     # A request begins when it is its turn; by how much later it arrives, the log is uncertain.
-    assert times[-1] - times[0] > 39 / 10 - 0.1
+    assert times[-1] - times[0] > 39 / 10 - 0.4
     for first, last in zip(times, times[10:], strict=False):
         assert last - first > 0.6
 

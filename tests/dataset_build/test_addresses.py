@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_build.download.addresses import is_public, literal, within
+from dataset_build.addresses import is_public, literal, within
 
 # The IANA IPv4 and IPv6 Special-Purpose Address Registries: block, globally reachable. What they do
 # not list is ordinary; None is their "N/A".
