@@ -14,7 +14,7 @@ import pytest
 
 from dataset_build.download import STAGE
 from dataset_build.download.journal import Journal, read
-from pipeline import files, manifest, runner, tar
+from pipeline import damage, files, manifest, runner, tar
 from pipeline.__main__ import main
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run
