@@ -18,12 +18,9 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import simplejpeg
-import xxhash
 
-from dataset_build import pack, processes, records
+from dataset_build import pack, processes, records, sample
 from pipeline import files, tar
 from pipeline.manifest import digest
 from pipeline.tar import BrokenTar, Member, Tar
@@ -32,10 +29,8 @@ _AT_ONCE = 256 << 20
 """Bytes of shards that are read sooner than other processes start."""
 _SAID = 20
 """Faults of a shard that are said one by one."""
-_MAX_PIXELS = 100_000_000
 _SHARD = re.compile(r"[0-9]{5,}\.tar")
 _PARTS = "index-*.parquet"
-_KINDS = (("image", "jpg"), ("text", "txt"), ("json", "json"))
 
 
 @dataclass(frozen=True)
@@ -267,7 +262,9 @@ def _check_shard(
             faults += _misled(shard, rows or [])
             for row in rows or []:
                 processes.note(f"sample {row['uid'].hex()} of {shard.name}")
-                faults += [f"sample {row['uid'].hex()}: {w}" for w in _sample(source, row, decodes)]
+                faults += [
+                    f"sample {row['uid'].hex()}: {w}" for w in sample.faults(source, row, decodes)
+                ]
     except OSError as error:
         faults.append(_unreadable(error))
     if len(faults) > _SAID:
@@ -288,7 +285,7 @@ def _structure(source: Tar, rows: list[dict[str, Any]] | None) -> Iterator[str]:
     expected = [
         Member(f"{row['uid'].hex()}.{extension}", at - tar.BLOCK, at, row[f"{kind}_bytes"])
         for row in rows
-        for kind, extension in _KINDS
+        for kind, extension in sample.KINDS
         for at in [row[f"{kind}_offset"]]
     ]
     for ours, theirs in zip(expected, found, strict=False):
@@ -313,46 +310,3 @@ def _misled(shard: _Shard, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["uid"] <= before:
             yield f"sample {name}: it is out of order"
         before = row["uid"]
-
-
-def _sample(source: Tar, row: Mapping[str, Any], decodes: bool) -> Iterator[str]:
-    """What is wrong with a sample, found by the places that the index gives."""
-    data = {}
-    for kind, _ in _KINDS:
-        offset, size = row[f"{kind}_offset"], row[f"{kind}_bytes"]
-        if offset + size > source.bytes:
-            yield f"its {kind} lies beyond the end of the shard"
-            return
-        data[kind] = source.read(offset, size)
-    if hashlib.sha256(data["image"]).digest() != row["sha256"]:
-        yield "its picture is not the one that was packed"
-    elif decodes and (what := _undecodable(data["image"], row["width"], row["height"])):
-        yield what
-    text_is_whole = xxhash.xxh3_64_intdigest(data["text"]) == row["caption_hash"]
-    if not text_is_whole:
-        yield "its text is not the one that was packed"
-    if xxhash.xxh3_64_intdigest(data["json"]) != row["json_hash"]:
-        yield "its json is not the one that was packed"
-        return
-    said = json.loads(bytes(data["json"]))
-    for name in ("uid", "sha256", "sent_sha256", "duplicate_group"):
-        if said.get(name) != row[name].hex():
-            yield f"its {name} is another in the json than in the index"
-    for name in ("width", "height", "query_ids", "selected_by"):
-        if said.get(name) != row[name]:
-            yield f"its {name} is another in the json than in the index"
-    if text_is_whole and said.get("text", "").encode() != data["text"]:
-        yield "its text is another in the json"
-
-
-def _undecodable(picture: memoryview, width: int, height: int) -> str:
-    try:
-        rows, columns, *_ = simplejpeg.decode_jpeg_header(picture)
-        if (columns, rows) != (width, height) or rows * columns > _MAX_PIXELS:
-            return f"its picture is {columns} x {rows} pixels, the index has {width} x {height}"
-        # All channels are read; that only one is made saves a third of the time.
-        grey: np.ndarray = simplejpeg.decode_jpeg(picture, "GRAY", fastdct=True)
-        assert grey.shape[:2] == (height, width)
-    except ValueError as error:
-        return f"its picture cannot be decoded ({error})"
-    return ""

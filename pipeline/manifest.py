@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, tar
+from pipeline import files, formats, memory
 
 REMOVED = "removed.txt"
 """Below `out/`: what was removed from the outputs since; no task publishes it, and it stays."""
@@ -172,7 +172,7 @@ def publish(
         outputs=outputs,
         stats=stats,
         seconds=round(seconds + time.monotonic() - began, 3),
-        memory_mb=_peak_memory_mb(),
+        memory_mb=memory.peak_bytes() / 2**20,
         finished=round(time.time(), 3),
         host=socket.gethostname(),
         job=os.environ.get("SLURM_JOB_ID", ""),
@@ -186,15 +186,6 @@ def publish(
         manifest = winner
     expose(stage_folder, manifest)
     return manifest
-
-
-def _peak_memory_mb() -> float:
-    """VmHWM of this process (Linux). Unlike ru_maxrss it does not remember the parent's."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except FileNotFoundError:
-        return 0.0
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def manifest_path(stage_folder: Path, fingerprint: str) -> Path:
@@ -341,39 +332,11 @@ def stored(stage_folder: Path, manifest: Manifest, output: Output) -> Path:
 def _check_output(path: Path, folder: Path) -> Output:
     """Force one file to the disk, read it back, and prove that its format is whole."""
     digest = files.reread_sha256(path)
-    rows = None
     try:
-        if path.suffix == ".parquet":
-            rows = _parquet_rows(path)
-        elif path.suffix == ".tar":
-            rows = tar_members(path)
-        elif path.suffix == ".json":
-            json.loads(path.read_bytes())
-        elif path.suffix == ".npy":
-            _check_npy(path)
+        rows = formats.rows(path)
     except Exception as error:
         raise Damaged(f"{path}: does not read back: {error}") from error
     return Output(path.relative_to(folder).as_posix(), path.stat().st_size, digest, rows)
-
-
-def _parquet_rows(path: Path) -> int:
-    with files.open_parquet(path) as parquet:
-        read: int = sum(batch.num_rows for batch in parquet.iter_batches(batch_size=4096))
-        if read != parquet.metadata.num_rows:
-            raise Damaged(f"{read} rows read, {parquet.metadata.num_rows} declared")
-        return read
-
-
-def _check_npy(path: Path) -> None:
-    import numpy as np
-
-    np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def tar_members(path: Path) -> int:
-    """Members of a tar, every byte of it accounted for; raises `BrokenTar`."""
-    with tar.opened(path) as whole:
-        return sum(1 for _ in tar.members(whole))
 
 
 def digest(value: object) -> str:

@@ -6,10 +6,10 @@ Model FLOP/s utilisation (MFU) is the share of the peak that goes into the tower
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import regex
 import torch
+
+from pipeline import memory
 
 # Words of the device's name -> 1e12 FLOP/s, dense: (bfloat16 with float32 sums, float32), from the
 # makers' data sheets. The first whose words all occur counts; 0: not in hardware.
@@ -62,8 +62,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most that this process held: tensors on its GPU, or else its resident memory (Linux)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text()
-    except FileNotFoundError:
-        return 0
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return memory.peak_bytes()
