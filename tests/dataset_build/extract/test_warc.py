@@ -81,7 +81,7 @@ CHUNKED = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(c), c) for c in (HTML[:9], HTML[
         (HTML, "Content-Type: text/html; charset=utf-8"),
         (HTML, "content-type: application/xhtml+xml"),
         (HTML, "Content-Type: text/html\r\nContent-Encoding: gzip"),
-        (gzip.compress(HTML), "Content-Type: text/html\r\nContent-Encoding: gzip"),
+        (gzip.compress(HTML, mtime=0), "Content-Type: text/html\r\nContent-Encoding: gzip"),
         (CHUNKED, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (HTML, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (b"<html>" + HTML, "Server: x"),
@@ -108,7 +108,7 @@ def test_what_is_no_page_is_counted(tmp_path: Path, extract: Extract) -> None:
         ),
         page(PAGE, HTML, "Content-Type: image/png"),
         page(PAGE, b"plain words <img src=x alt='some words'>", "Server: x"),
-        page(PAGE, gzip.compress(HTML)[:10] + b"\xff" * 50, "Content-Type: text/html"),
+        page(PAGE, gzip.compress(HTML, mtime=0)[:10] + b"\xff" * 50, "Content-Type: text/html"),
         page(PAGE, HTML),
     ]
     (tmp_path / "x.warc.gz").write_bytes(b"".join(members(*parts)))
