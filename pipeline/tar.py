@@ -26,6 +26,10 @@ _OCTAL = re.compile(rb" *[0-7]+[\0 ]*")
 _DECIMAL = re.compile(r"[0-9]{1,19}")
 _MAGIC = slice(257, 265)
 _USTAR = b"ustar\x0000"
+_OWNERS, _TIME = b"0000644\0" + 2 * b"0000000\0", b"\0" + b"00000000000\0"
+_REST = b"0".ljust(101, b"\0") + _USTAR.ljust(255, b"\0")
+# Of what a canonical header has but for name and size. Its own eight bytes count as spaces.
+_CHECKSUM = sum(_OWNERS) + sum(_TIME) + sum(_REST) + 8 * 32
 _MAX_EXTENDED_BYTES = 1 << 20
 _MAX_END_BYTES = 16 << 20  # writers fill up to a record, whose size is the user's choice
 _CHUNK = 1 << 20
@@ -125,14 +129,16 @@ def members(
     at = 0
     seen: set[str] = set()
     while header := _header(tar, at):
-        kind, name, size = _parse(tar, at, header)
-        if kind != "0":
-            raise broken(tar.name, at, f"an entry of kind {kind!r}, not a regular file")
+        name, size, is_canonical = _parse_canonical(header)
+        if not is_canonical:
+            kind, name, size = _parse(tar, at, header)
+            if kind != "0":
+                raise broken(tar.name, at, f"an entry of kind {kind!r}, not a regular file")
         if not names.fullmatch(name) or name in seen:
             raise broken(tar.name, at, f"{name!r} is no name for a file here")
         if size > max_bytes:
             raise broken(tar.name, at, f"a file of {size} bytes; {max_bytes} are allowed")
-        if not _is_plain(header, name) or (canonical and header != _canonical_header(name, size)):
+        if not is_canonical and (canonical or not _is_plain(header, name)):
             raise broken(tar.name, at, "a header that is not the one that was written")
         member = Member(name, at, at + BLOCK, size)
         if member.end > tar.bytes:
@@ -213,11 +219,22 @@ def _canonical_header(name: str, size: int) -> bytes:
     """A regular file (POSIX.1-1988) of nobody, from the beginning of time, that all may read."""
     encoded = name.encode("ascii")
     assert len(encoded) <= 100 and size < 8**11, name
-    before = encoded.ljust(100, b"\0") + b"0000644\0" + 2 * b"0000000\0"
-    before += b"%011o\0" % size + b"00000000000\0"
-    after = b"0".ljust(101, b"\0") + _USTAR.ljust(255, b"\0")
-    # The checksum's own eight bytes count as spaces.
-    return before + b"%06o\0 " % (sum(before) + sum(after) + 8 * 32) + after
+    digits = b"%011o" % size
+    checksum = _CHECKSUM + sum(encoded) + sum(digits)
+    before = encoded.ljust(100, b"\0") + _OWNERS + digits + _TIME
+    return before + b"%06o\0 " % checksum + _REST
+
+
+def _parse_canonical(header: bytes) -> tuple[str, int, bool]:
+    """Name and size of a header, and whether `write_member` has written it."""
+    encoded, digits = header[:100].rstrip(b"\0"), header[124:135]
+    if not digits.isdigit() or not encoded.isascii():
+        return "", 0, False
+    try:
+        name, size = encoded.decode("ascii"), int(digits, 8)
+    except ValueError:  # a digit 8 or 9
+        return "", 0, False
+    return name, size, header == _canonical_header(name, size)
 
 
 def _is_plain(header: bytes, name: str) -> bool:

@@ -27,10 +27,12 @@ from dataset_build.download.transfers import Transfers
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
 _MAX_HEADER_LINES = 1000
+_KEPT_S = 30  # how long a connection stays open for the next request
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TLS_ERRORS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 80, 82, 83, 90, 91, 98})
 # What says nothing of an address: no memory, a callback that raised, no authorities to be read.
 _OWN_ERRORS = frozenset({pycurl.E_FAILED_INIT, pycurl.E_WRITE_ERROR, pycurl.E_OUT_OF_MEMORY, 77})
+_STATUS = re.compile(rb"HTTP/\S+ +([0-9]{3})\b")
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ERRORS = {
     pycurl.E_URL_MALFORMAT: "malformed_url",
@@ -64,6 +66,12 @@ class Answer:
     requests: int = 0
     redirect: str = ""
     retry_after_s: float = 0.0
+
+    def after(self, received: int, requests: int) -> Answer:
+        """This one, with what was received by requests before it."""
+        if not requests:
+            return self
+        return replace(self, received=received + self.received, requests=requests + self.requests)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class Connection:
         headers = ["Accept: image/*, */*;q=0.1", "Accept-Encoding: identity"]
         curl.setopt(pycurl.HTTPHEADER, headers)
         curl.setopt(pycurl.BUFFERSIZE, 256 << 10)
+        curl.setopt(pycurl.MAXAGE_CONN, _KEPT_S)
         curl.setopt(pycurl.MAXFILESIZE_LARGE, settings.max_bytes)
         curl.setopt(pycurl.LOW_SPEED_LIMIT, settings.slow_bytes_per_s)
         curl.setopt(pycurl.LOW_SPEED_TIME, settings.slow_s)
@@ -157,9 +166,9 @@ class Connection:
         if self._failure is not None:
             raise self._failure
         reason, detail = self._judge(error)
-        answer = Answer(reason, detail, self._status, url, received=self._received)
         if reason == "ok":
-            return replace(answer, body=body)
+            return Answer(reason, detail, self._status, url, body, self._received, 1)
+        answer = Answer(reason, detail, self._status, url, b"", self._received, 1)
         if reason == "redirect":
             given = curl.getinfo_raw(pycurl.REDIRECT_URL) or b""  # bytes, of whatever encoding
             target = given.decode(errors="replace") or self._location(url)
@@ -235,7 +244,7 @@ class Connection:
         if self._lines > _MAX_HEADER_LINES:  # libcurl bounds an answer's, not interim answers'
             self._refusal = ("bad_response", "headers without end")
             return -1
-        if code := re.match(rb"HTTP/\S+ +([0-9]{3})\b", line):  # also after an interim 1xx answer
+        if code := line[:5] == b"HTTP/" and _STATUS.match(line):  # also after an interim 1xx answer
             self._status = int(code[1])
             self._headers = []
         elif line in (b"\r\n", b"\n"):

@@ -93,8 +93,7 @@ def _asks(watch: Watch, url: Any, *rest: object) -> str | None:
 
 
 def _opens(watch: Watch, path: Any, mode: object, flags: int) -> str | None:
-    # img2dataset opens the null device twice a picture, and to resolve a path takes long.
-    if isinstance(path, int) or not flags & _WRITING or path == os.devnull:
+    if isinstance(path, int) or not flags & _WRITING:
         return None
     return _writes(watch, path)
 

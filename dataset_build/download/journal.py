@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 Outcome = dict[str, Any]
 """See `outcome.outcome`."""
 
+_HEAD = b'{"digest": "%b", '  # of SHA-256, over all that follows with a brace before it
+_DIGEST = slice(12, 76)
 _NAME = re.compile(r"[0-9a-f]{16}\.(jpg|json)")
 
 
@@ -55,7 +57,7 @@ class Journal:
             tar.write_member(members, f"{address.hex()}.jpg", picture)
         tar.write_member(members, f"{address.hex()}.json", record)
         self._write(members.getvalue())
-        self._ended[address] = hashlib.sha256(record).digest()
+        self._ended[address] = record[_DIGEST]
 
     def verified(self) -> dict[bytes, tuple[Outcome, int]]:
         """Every address's outcome and the place of its picture's bytes, as the file tells them.
@@ -64,8 +66,8 @@ class Journal:
         """
         found: dict[bytes, tuple[Outcome, int]] = {}
         with tar.opened(self.path) as handle:
-            for address, outcome, offset in read(handle):
-                if self._ended.get(address) != hashlib.sha256(_encode(address, outcome)).digest():
+            for address, outcome, offset, digest in read(handle):
+                if self._ended.get(address) != digest:
                     raise Damaged(f"{self.path}: {address.hex()} is not what was written")
                 found[address] = outcome, offset
         if len(found) != len(self._ended):
@@ -99,8 +101,19 @@ class Journal:
                 self._write(end.getvalue())
 
 
-def read(handle: tar.Tar, *, passes_damage: bool = False) -> Iterator[tuple[bytes, Outcome, int]]:
-    """The addresses that ended in a tar: outcome, and the place of the picture's bytes (or 0).
+class Ended(NamedTuple):
+    """An address that ended in a tar."""
+
+    address: bytes
+    outcome: Outcome
+    offset: int
+    """Of its picture's bytes, or 0."""
+    digest: bytes
+    """SHA-256 of address and outcome, in hexadecimal digits."""
+
+
+def read(handle: tar.Tar, *, passes_damage: bool = False) -> Iterator[Ended]:
+    """The addresses that ended in a tar.
 
     Raises `Damaged` at the first byte that is not as it was written, a missing end included. With
     `passes_damage`, an address whose picture or outcome has changed is passed over; where the tar's
@@ -124,7 +137,7 @@ def read(handle: tar.Tar, *, passes_damage: bool = False) -> Iterator[tuple[byte
                 if passes_damage:
                     continue
                 raise
-            yield bytes.fromhex(key), outcome, own[1]
+            yield Ended(bytes.fromhex(key), outcome, own[1], data[_DIGEST])
     except tar.BrokenTar as broken:
         raise Damaged(str(broken)) from None
     if picture:
@@ -163,10 +176,11 @@ class Unfinished:
             return
         before = len(self._places)
         try:
-            for address, outcome, offset in read(handle, passes_damage=True):
+            for ended in read(handle, passes_damage=True):
                 check()
-                if address in wanted:
-                    self._places.setdefault(address, _Place(handle, outcome, offset))
+                if ended.address in wanted:
+                    place = _Place(handle, ended.outcome, ended.offset)
+                    self._places.setdefault(ended.address, place)
             end = "to its end"
         except Damaged as torn:
             end = str(torn)
@@ -238,20 +252,18 @@ def _encode(address: bytes, outcome: Outcome) -> bytes:
     """An outcome with its address and the digest of both."""
     plain = {k: v.hex() if isinstance(v, bytes) else v for k, v in sorted(outcome.items())}
     plain["address"] = address.hex()
-    digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
-    return json.dumps({"digest": digest, **plain}).encode()
+    body = json.dumps(plain).encode()
+    return _HEAD % hashlib.sha256(body).hexdigest().encode() + body[1:]
 
 
 def _decode(handle: tar.Tar, name: str, data: bytes) -> Outcome:
-    try:
-        outcome: Outcome = json.loads(data)
-        for field in ("sha256", "staged_sha256"):
-            outcome[field] = bytes.fromhex(outcome[field])
-        del outcome["digest"]
-        address = bytes.fromhex(outcome.pop("address"))
-        whole = _encode(address, outcome) == data and name == f"{address.hex()}.json"
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+    body = b"{" + data[len(_HEAD % data[_DIGEST]) :]
+    digest = hashlib.sha256(body).hexdigest().encode()
+    if data != _HEAD % digest + body[1:]:
         raise Damaged(f"{handle.name}: {name} is not an outcome as it was written")
+    outcome: Outcome = json.loads(body)
+    if name != f"{outcome.pop('address')}.json":
+        raise Damaged(f"{handle.name}: {name} is the outcome of another address")
+    for field in ("sha256", "staged_sha256"):
+        outcome[field] = bytes.fromhex(outcome[field])
     return outcome

@@ -14,6 +14,7 @@ MAGIC_BYTES = 12
 
 # Start-of-frame markers: all of C0..CF except DHT (C4), JPG (C8) and DAC (CC). ITU-T T.81, B.1.1.3.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length: TEM, RSTn, SOI
 _MAX_SCANNED = 1_000_000_000
 """Pixels of all scans of a JPEG together; encoders make a dozen scans."""
@@ -71,7 +72,7 @@ def probe(data: bytes) -> Probe:
 
 
 def _jpeg(data: bytes) -> Probe:
-    position, size, bits = 2, None, 8
+    position, size, bits, frame, components = 2, None, 8, 0, 0
     while True:
         if data[position] != 0xFF:
             raise NotPicture("undecodable", "no marker where JPEG has one")
@@ -84,7 +85,8 @@ def _jpeg(data: bytes) -> Probe:
             continue
         (length,) = struct.unpack_from(">H", data, position + 2)
         if marker in _FRAMES:
-            bits, height, width = struct.unpack_from(">BHH", data, position + 4)
+            frame = marker
+            bits, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
             size = width, height
         elif marker in (0xDA, 0xD9):  # the scan begins, or there is none
             break
@@ -94,9 +96,11 @@ def _jpeg(data: bytes) -> Probe:
     if data.rfind(b"\xff\xd9", position) < 0:
         raise NotPicture("truncated", "no end-of-image marker")
     # A scan may be a few bytes and yet go over every pixel. In coded data FF is followed by 00.
-    scans = data.count(b"\xff\xda", position)
-    if scans * size[0] * size[1] > _MAX_SCANNED:
-        raise NotPicture("too_many_pixels", f"{scans} scans of {size[0]} x {size[1]}")
+    # libjpeg reads no second one where the first has all components of a sequential frame.
+    if frame not in _SEQUENTIAL or data[position + 4] < components:
+        scans = data.count(b"\xff\xda", position)
+        if scans * size[0] * size[1] > _MAX_SCANNED:
+            raise NotPicture("too_many_pixels", f"{scans} scans of {size[0]} x {size[1]}")
     return Probe("jpeg", *size, bits)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
+import os
 import struct
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from img2dataset.resizer import Resizer
 from dataset_build.download import decode, guard, probe
 
 _PICTURE_CPU_S = 60  # far above what any picture within the limits takes
+_NOWHERE = os.open(os.devnull, os.O_WRONLY)
 
 Fetch = Callable[[tuple[int, str]], tuple[int, io.BytesIO | None, str | None]]
 """(row, address) -> (row, the file, None) or (row, None, why not)."""
@@ -122,6 +125,26 @@ def _decoded(data: npt.NDArray[np.uint8], flags: int) -> npt.NDArray[Any] | None
     return cv2.imdecode(data, cv2.IMREAD_COLOR if is_turned(content) else flags)
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Let decoders write nowhere: their warnings, on file descriptor 2, name no picture.
+
+    So does our log, which waits meanwhile: img2dataset would lose what other threads write.
+    """
+    handlers = logging.getLogger().handlers[:]
+    for handler in handlers:
+        handler.acquire()
+    own = os.dup(2)
+    try:
+        os.dup2(_NOWHERE, 2)
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        for handler in handlers:
+            handler.release()
+
+
 # img2dataset makes its transforms anew for each picture, and to check their arguments takes longer
 # than to decode some. This is its code, with transforms that are kept and our decoder.
 _albumentations = img2dataset.resizer.A
@@ -135,7 +158,12 @@ _TRANSFORMS = SimpleNamespace(
 _OPENCV = SimpleNamespace(**{**vars(cv2), "imdecode": _decoded})
 _resized = FunctionType(
     Resizer.__call__.__code__,
-    {**vars(img2dataset.resizer), "A": _TRANSFORMS, "cv2": _OPENCV},
+    {
+        **vars(img2dataset.resizer),
+        "A": _TRANSFORMS,
+        "cv2": _OPENCV,
+        "SuppressStdoutStderr": _hushed,
+    },
     argdefs=Resizer.__call__.__defaults__,
 )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import pycurl
 
 _LOOK_S = 0.2  # how often it is asked whether to stop
+_KEPT = 256  # connections that stay open for the next request
 _ACTIONS = (
     (select.EPOLLIN | select.EPOLLHUP, pycurl.CSELECT_IN),
     (select.EPOLLOUT, pycurl.CSELECT_OUT),
@@ -36,7 +37,7 @@ class Transfers:
     """Runs transfers until it is closed; when `stopping` says so, they end with
     `E_ABORTED_BY_CALLBACK`."""
 
-    def __init__(self, max_connections: int, stopping: Callable[[], bool]) -> None:
+    def __init__(self, stopping: Callable[[], bool]) -> None:
         self._stopping = stopping
         self._added: deque[_Transfer] = deque()
         self._running: dict[pycurl.Curl, _Transfer] = {}
@@ -48,7 +49,7 @@ class Transfers:
         self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._doorbell, select.EPOLLIN)
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _KEPT)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)

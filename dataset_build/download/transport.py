@@ -127,7 +127,7 @@ class Transport:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[Connection] = []
-        self._transfers = Transfers(settings.threads, stopping)
+        self._transfers = Transfers(stopping)
 
     def fetch(self, url: str) -> Answer:
         """Get one address, following redirects and retrying, within `timeout_s` in all.
@@ -139,9 +139,8 @@ class Transport:
         pause = _FIRST_PAUSE_S
         for tries_left in range(self._settings.retries, -1, -1):
             answer, end = self._follow(url, end)
-            received += answer.received
-            requests += answer.requests
-            answer = replace(answer, received=received, requests=requests)
+            answer = answer.after(received, requests)
+            received, requests = answer.received, answer.requests
             # Whoever failed together shall not come back together.
             wait = max(pause * random.uniform(0.5, 1.5), answer.retry_after_s)
             may_pass = answer.reason in _RETRIED and answer.status not in _FOR_EVER
@@ -167,9 +166,8 @@ class Transport:
         for _ in range(self._settings.max_redirects + 1):
             answer, end = self._step(target, end)
             asked, self._local.asked = self._local.asked, Answer("")
-            received += answer.received + asked.received
-            requests += answer.requests + asked.requests
-            answer = replace(answer, received=received, requests=requests)
+            answer = answer.after(received, requests).after(asked.received, asked.requests)
+            received, requests = answer.received, answer.requests
             if not answer.redirect:
                 return answer, end
             target = answer.redirect
@@ -243,7 +241,7 @@ class Transport:
             return Answer("held_off", str(held), url=target), time.monotonic() - began
         if answer.retry_after_s and answer.status in _HELD_BY:
             self._turns.hold(host, answer.retry_after_s)
-        return replace(answer, requests=1), queued_s
+        return answer, queued_s
 
     def _connection(self, host: str) -> Connection:
         detour = self._detour if self._detour and host.endswith(self._detour.suffix) else None

@@ -18,10 +18,10 @@ import random
 import struct
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import xxhash
@@ -31,7 +31,8 @@ from dataset_build.download import DownloadSettings
 from pipeline.config import ConfigError
 
 _WAYS = 8
-_BUCKET = struct.Struct("<" + "Qdd" * _WAYS)  # a name's hash, and its two times
+_RECORD = struct.Struct("<Qdd")  # a name's hash, and its two times
+_BUCKET = struct.Struct("<" + "Qdd" * _WAYS)
 _BUCKETS = 1 << 19
 FILE_BYTES = _BUCKETS * _BUCKET.size
 """The longest that the file, which is sparse, may seem: 96 MiB."""
@@ -51,6 +52,8 @@ class HeldOff(Exception):
 class _Record:
     """What the file says of a name, by its hash; Unix times."""
 
+    place: int
+    """Where in the file it stands."""
     key: int
     begin: float
     """When the next request may begin."""
@@ -99,7 +102,7 @@ class Turns:
         self._lock = threading.Lock()
         self._domains: dict[str, _Domain] = {}
         self._tenants: dict[str, _Tenant] = {}
-        self._alone: dict[int, bytes] = {}
+        self._alone = defaultdict[int, bytearray](lambda: bytearray(_BUCKET.size))
         self._path = path
         self._file = -1
         if path is not None:
@@ -164,8 +167,8 @@ class Turns:
         pause_s = _FIRST_POLL_S
         while True:
             with self._lock:
-                random.shuffle(domain.free)
-                for connection in domain.free:
+                first = int(random.random() * len(domain.free))  # others may try the same
+                for connection in domain.free[first:] + domain.free[:first]:
                     if self._locked(self._place(domain, connection), wait=False):
                         domain.free.remove(connection)
                         return connection
@@ -211,44 +214,59 @@ class Turns:
     def _records(self, *keys: int) -> Iterator[list[_Record]]:
         """Names' records, while no other thread or process reads or writes them; what is changed
         is kept."""
-        places = sorted(
-            {key % _BUCKETS * _BUCKET.size for key in keys}
-        )  # so nobody waits crosswise
+        buckets = sorted({_bucket(key) for key in keys})  # so nobody waits crosswise
         with self._lock:
             try:
-                for place in places:
-                    self._locked(place, wait=True)
-                buckets = {place: self._read(place) for place in places}
-                found = [_of(key, buckets[key % _BUCKETS * _BUCKET.size], keys) for key in keys]
+                for bucket in buckets:
+                    self._locked(bucket, wait=True)
+                found: list[_Record] = []
+                for key in keys:
+                    found.append(self._record(key, found, keys))
                 before = [(record.begin, record.held) for record in found]
                 yield found
-                if before != [(record.begin, record.held) for record in found]:
-                    for place, bucket in buckets.items():
-                        self._write(place, bucket)
+                for record, times in zip(found, before, strict=True):
+                    if times != (record.begin, record.held):
+                        self._write(record)
             finally:
-                for place in places:
-                    self._unlock(place)
+                for bucket in buckets:
+                    self._unlock(bucket)
 
-    def _read(self, place: int) -> list[_Record]:
+    def _record(self, key: int, others: Collection[_Record], keys: Collection[int]) -> _Record:
+        """A name's record; if there is none, that which is over, or will be soonest, becomes it,
+        unless it is one of `others` or that of another of `keys`."""
+        bucket = _bucket(key)
         if self._file < 0:
-            content = self._alone.get(place, b"")
+            content: bytes | bytearray = self._alone[bucket]
         else:
-            content = os.pread(self._file, _BUCKET.size, place)
-        fields = iter(_BUCKET.unpack(content.ljust(_BUCKET.size, b"\0")))
+            content = os.pread(self._file, _BUCKET.size, bucket).ljust(_BUCKET.size, b"\0")
+        fields = _BUCKET.unpack(content)
+        known = fields[::3]
         # A clock may have been set back: nobody asks for more than a day.
         latest = time.time() + _LONGEST_HOLD_S
-        return [
-            _Record(key, begin if begin < latest else 0.0, held if held <= latest else 0.0)
-            for key, begin, held in zip(fields, fields, fields, strict=True)
+        if key in known:
+            way = known.index(key)
+            begin, held = (t if t <= latest else 0.0 for t in fields[3 * way + 1 : 3 * way + 3])
+            return _Record(bucket + way * _RECORD.size, key, begin, held)
+        ends = [
+            max(t if t <= latest else 0.0 for t in fields[n : n + 2])
+            for n in range(1, len(fields), 3)
         ]
+        taken = {record.place for record in others}
+        ways = (
+            way
+            for way in range(_WAYS)
+            if known[way] not in keys and bucket + way * _RECORD.size not in taken
+        )
+        way = min(ways, key=ends.__getitem__)
+        return _Record(bucket + way * _RECORD.size, key, 0.0, 0.0)
 
-    def _write(self, place: int, bucket: list[_Record]) -> None:
-        fields = ((record.key, record.begin, record.held) for record in bucket)
-        content = _BUCKET.pack(*chain.from_iterable(fields))
+    def _write(self, record: _Record) -> None:
+        content = _RECORD.pack(record.key, record.begin, record.held)
         if self._file < 0:
-            self._alone[place] = content
+            at = record.place % _BUCKET.size
+            self._alone[record.place - at][at : at + len(content)] = content
         else:
-            os.pwrite(self._file, content, place)
+            os.pwrite(self._file, content, record.place)
 
     def _place(self, domain: _Domain, connection: int) -> int:
         return _LOCKS + domain.key % _NAMES * _MOST_CONNECTIONS + connection
@@ -279,12 +297,6 @@ class Turns:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
 
 
-def _of(key: int, bucket: list[_Record], keys: Collection[int]) -> _Record:
-    """A name's record; if there is none, that which is over, or will be soonest, becomes it."""
-    for record in bucket:
-        if record.key == key:
-            return record
-    others = (record for record in bucket if record.key not in keys)
-    record = min(others, key=lambda record: max(record.begin, record.held))
-    record.key, record.begin, record.held = key, 0.0, 0.0
-    return record
+def _bucket(key: int) -> int:
+    """Where the bucket of a name stands in the file."""
+    return key % _BUCKETS * _BUCKET.size

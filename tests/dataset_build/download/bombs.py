@@ -66,8 +66,8 @@ def noisy(form: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def jpeg_of_scans(count: int) -> bytes:
-    whole = flat("JPEG", progressive=True)
+def jpeg_of_scans(count: int, progressive: bool = True) -> bytes:
+    whole = flat("JPEG", progressive=progressive)
     scan, end = whole.rfind(b"\xff\xda"), whole.rfind(b"\xff\xd9")
     return whole[:end] + whole[scan:end] * count + whole[end:]
 
@@ -114,6 +114,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg, progressive, noise": (lambda: noisy("JPEG", progressive=True, quality=50), "ok"),
     "jpeg of 38 scans": (lambda: jpeg_of_scans(28), "ok"),
     "jpeg of 30,000 scans": (lambda: jpeg_of_scans(30_000), "too_many_pixels"),
+    "jpeg, sequential, of 100 scans": (lambda: jpeg_of_scans(99, progressive=False), "ok"),
     "png of 8-bit RGBA": (lambda: png(SIDE, 8, 6), "ok"),
     "png of 16-bit RGBA": (lambda: png(SIDE, 16, 6), "ok"),
     "png of 16-bit RGBA, interlaced": (lambda: png(SIDE, 16, 6, interlaced=1), "ok"),

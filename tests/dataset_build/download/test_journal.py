@@ -50,7 +50,7 @@ def contents(path: Path) -> dict[bytes, dict[str, Any]]:
     found = {}
     with tar.opened(path) as handle:
         try:
-            for key, result, offset in read(handle):
+            for key, result, offset, _ in read(handle):
                 size = result["staged_bytes"]
                 stored = path.read_bytes()[offset : offset + size] if size else None
                 number = int(result["url"].rpartition("/")[2])

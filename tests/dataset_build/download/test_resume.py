@@ -141,9 +141,9 @@ def test_of_damage_just_what_is_damaged_is_asked_for_again(task: Task, fault: st
     data = path.read_bytes()
     with tar.opened(path) as handle:
         ended = list(read(handle))
-    pictures = [n for n, (_, outcome, _) in enumerate(ended) if outcome["status"] == "ok"]
+    pictures = [n for n, each in enumerate(ended) if each.outcome["status"] == "ok"]
     first = pictures[len(pictures) // 2]
-    address, _, at = ended[first]
+    address, at = ended[first].address, ended[first].offset
     lost: set[bytes] = set()
     if fault == "a flipped bit":
         path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
@@ -181,13 +181,13 @@ def test_after_damage_the_command_and_a_build_give_the_same_shards(
     before = {path.name: files.sha256(path) for path in run.glob("pack/out/shards/*.tar")}
     path = sorted(run.glob("download/out/staged-*.tar"))[1]
     with tar.opened(path) as handle:
-        address, _, at = next(entry for entry in read(handle) if entry[2])
+        ended = next(each for each in read(handle) if each.offset)
     with path.open("r+b") as stream:
-        stream.seek(at + 9)
+        stream.seek(ended.offset + 9)
         stream.write(b"?!")
     web.hits.clear()
     assert main(["verify", str(run)]) == 5
     small.build(run)
-    assert set(small.asked()) == {address}
+    assert set(small.asked()) == {ended.address}
     assert {p.name: files.sha256(p) for p in run.glob("pack/out/shards/*.tar")} == before
     assert main(["verify", str(run)]) == 0
