@@ -52,8 +52,6 @@ class HeldOff(Exception):
 class _Record:
     """What the file says of a name, by its hash; Unix times."""
 
-    place: int
-    """Where in the file it stands."""
     key: int
     begin: float
     """When the next request may begin."""
@@ -219,54 +217,49 @@ class Turns:
             try:
                 for bucket in buckets:
                     self._locked(bucket, wait=True)
-                found: list[_Record] = []
-                for key in keys:
-                    found.append(self._record(key, found, keys))
+                found = [self._record(key) for key in keys]
                 before = [(record.begin, record.held) for record in found]
                 yield found
                 for record, times in zip(found, before, strict=True):
                     if times != (record.begin, record.held):
-                        self._write(record)
+                        self._write(record, keys)
             finally:
                 for bucket in buckets:
                     self._unlock(bucket)
 
-    def _record(self, key: int, others: Collection[_Record], keys: Collection[int]) -> _Record:
-        """A name's record; if there is none, that which is over, or will be soonest, becomes it,
-        unless it is one of `others` or that of another of `keys`."""
-        bucket = _bucket(key)
-        if self._file < 0:
-            content: bytes | bytearray = self._alone[bucket]
-        else:
-            content = os.pread(self._file, _BUCKET.size, bucket).ljust(_BUCKET.size, b"\0")
-        fields = _BUCKET.unpack(content)
+    def _record(self, key: int) -> _Record:
+        """What stands of a name."""
+        fields = self._fields(key)
         known = fields[::3]
-        # A clock may have been set back: nobody asks for more than a day.
-        latest = time.time() + _LONGEST_HOLD_S
-        if key in known:
-            way = known.index(key)
-            begin, held = (t if t <= latest else 0.0 for t in fields[3 * way + 1 : 3 * way + 3])
-            return _Record(bucket + way * _RECORD.size, key, begin, held)
-        ends = [
-            max(t if t <= latest else 0.0 for t in fields[n : n + 2])
-            for n in range(1, len(fields), 3)
-        ]
-        taken = {record.place for record in others}
-        ways = (
-            way
-            for way in range(_WAYS)
-            if known[way] not in keys and bucket + way * _RECORD.size not in taken
-        )
-        way = min(ways, key=ends.__getitem__)
-        return _Record(bucket + way * _RECORD.size, key, 0.0, 0.0)
+        if key not in known:
+            return _Record(key, 0.0, 0.0)
+        at = 3 * known.index(key)
+        return _Record(key, *map(_plausible, fields[at + 1 : at + 3]))
 
-    def _write(self, record: _Record) -> None:
-        content = _RECORD.pack(record.key, record.begin, record.held)
-        if self._file < 0:
-            at = record.place % _BUCKET.size
-            self._alone[record.place - at][at : at + len(content)] = content
+    def _write(self, record: _Record, keys: Collection[int]) -> None:
+        """Put down a record: if the name has none, in the place of that which is over, or will be
+        soonest, but for those of `keys`."""
+        fields = self._fields(record.key)
+        known = fields[::3]
+        if record.key in known:
+            way = known.index(record.key)
         else:
-            os.pwrite(self._file, content, record.place)
+            ends = [max(map(_plausible, fields[n + 1 : n + 3])) for n in range(0, len(fields), 3)]
+            ways = (way for way in range(_WAYS) if known[way] not in keys)
+            way = min(ways, key=ends.__getitem__)
+        content = _RECORD.pack(record.key, record.begin, record.held)
+        place = way * _RECORD.size
+        if self._file < 0:
+            self._alone[_bucket(record.key)][place : place + len(content)] = content
+        else:
+            os.pwrite(self._file, content, _bucket(record.key) + place)
+
+    def _fields(self, key: int) -> tuple[float, ...]:
+        """The bucket of a name: key, begin and held of every record in it."""
+        if self._file < 0:
+            return _BUCKET.unpack(self._alone[_bucket(key)])
+        content = os.pread(self._file, _BUCKET.size, _bucket(key))
+        return _BUCKET.unpack(content.ljust(_BUCKET.size, b"\0"))
 
     def _place(self, domain: _Domain, connection: int) -> int:
         return _LOCKS + domain.key % _NAMES * _MOST_CONNECTIONS + connection
@@ -295,6 +288,11 @@ class Turns:
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+
+
+def _plausible(when: float) -> float:
+    """A clock may have been set back: nobody asks for more than a day."""
+    return when if when <= time.time() + _LONGEST_HOLD_S else 0.0
 
 
 def _bucket(key: int) -> int:
