@@ -31,7 +31,7 @@ from pipeline.stop import StopFlag
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tuple(f"{scheme}:{n}" for scheme in ("http", "https") for n in (16, 64, 256))
-PICTURES = {"http": 4000, "https": 1500}  # the peer takes many times as long for https
+PICTURES = {"http": 4000, "https": 1000}  # the peer takes many times as long for https
 HOSTS = 200
 ROUNDS = 5
 SIDES = ("ours", "peer")
