@@ -33,6 +33,8 @@ _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Exit codes of ConfigError, MissingInput, TrainingDiverged and RunInUse: another try cannot help.
 NEVER_RETRIED = (2, 3, 5, 9)
+# Tasks run where the command runs: relative paths and users' own modules mean the same in both.
+_IMPORTED_FROM = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")
 _HELD = re.compile(r"^(RssAnon|RssShmem):\s*(\d+) kB", re.MULTILINE)  # proc_pid_status(5)
 
 
@@ -151,8 +153,12 @@ class LocalExecutor:
         with path.open("ab") as stream, shielded():
             process = subprocess.Popen(
                 command,
-                cwd=Path(__file__).parent.parent,
-                env={**os.environ, **environment, "OPENWIT_PARENT": str(os.getpid())},
+                env={
+                    **os.environ,
+                    **environment,
+                    "OPENWIT_PARENT": str(os.getpid()),
+                    "PYTHONPATH": os.pathsep.join(filter(None, _IMPORTED_FROM)),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,

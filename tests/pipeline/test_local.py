@@ -55,6 +55,17 @@ def test_a_stage_without_limits_takes_its_time(tmp_path: Path) -> None:
     assert done.ran == {"numbers": 3, "total": 4}
 
 
+def test_a_task_runs_where_its_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So relative paths, and users' own modules, are the same in both."""
+    monkeypatch.chdir(tmp_path)
+    run, stop = Run(Path("run"), toy.Toy()), StopFlag()
+    executor = LocalExecutor(LocalSettings(), stop, (sys.executable, "-m", "tests.pipeline.toy"))
+    runner.advance(run, toy.STAGES, executor, stop, Recorder())
+    assert total(run) == 6
+
+
 def test_a_task_over_its_memory_limit_is_killed(advance: Call) -> None:
     with pytest.raises(TasksFailed, match=r"memory limit is 0\.25 GiB"):
         advance({"fault": "memory", "count": 1, "times": 9}, memory_gb=0.25, attempts=1)
