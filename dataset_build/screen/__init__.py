@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dataset_build import lists
+from dataset_build import functions, lists
 from pipeline.config import Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
@@ -112,13 +112,13 @@ def plan(run: Run) -> list[Task]:
     settings: ScreenSettings = run.settings("screen")
     tasks: list[Task] = []
     if compares(run) or settings.scores:
-        functions: dict[str, list[str]] = {
-            name: [score.function, scores.identity(name, score.function)]
+        chosen: dict[str, list[str]] = {
+            name: [score.function, functions.identity(scores.setting(name), score.function)]
             for name, score in settings.scores.items()
         }
         tars = staged.tars(run)
         for fetched in run.find("download:fetched-*.parquet"):
-            params = {"phase": "look", "scores": functions}
+            params = {"phase": "look", "scores": chosen}
             reads = (fetched, *tars[fetched])
             tasks.append(Task("screen", len(tasks), reads, params, _ALL))
     for part, (name, reads) in enumerate(_evaluation_files(run, settings)):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dataset_build.faces import boxes as find_faces
 from dataset_build.screen.scores import Picture
 
 Scores = npt.NDArray[np.float32]
@@ -37,20 +35,8 @@ def entropy(pictures: Sequence[Picture], texts: Sequence[str]) -> Scores:
 def faces(pictures: Sequence[Picture], texts: Sequence[str]) -> Scores:
     """Largest share of the picture's area that a frontal face takes, 0 where none is found.
 
-    By OpenCV's cascade (Viola, Jones 2001): quick, and blind to faces in profile or in the dark.
+    See `dataset_build.faces` for which are.
     """
-    values = []
-    for picture in pictures:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        boxes = _cascade().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5)
-        largest = max((int(width) * int(height) for _, _, width, height in boxes), default=0)
-        values.append(largest / grey.size)
-    return np.array(values, np.float32)
-
-
-@functools.cache
-def _cascade() -> Any:
-    file = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
-    cascade = cv2.CascadeClassifier(str(file))
-    assert not cascade.empty(), file
-    return cascade
+    corners = (find_faces(picture) for picture in pictures)
+    areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in corners)
+    return np.array([area.max(initial=0) for area in areas], np.float32)

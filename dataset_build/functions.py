@@ -1,0 +1,73 @@
+"""Functions of the user's choice, named in the settings as `package.module:function`.
+
+They are imported from the folder that the build is started in, or from an installed package. Their
+module's source is part of what a result is known by, so a changed function is asked again.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ConfigError
+
+
+def identity(setting: str, function: str) -> str:
+    """SHA-256 of the source of a function's module, which is not run.
+
+    `setting` is the name of the setting that has it. Raises `ConfigError` if there is no such
+    module, or no such name in it.
+    """
+    module, colon, attribute = function.partition(":")
+    key = f"{setting}: {function!r}"
+    if not (module and colon and attribute):
+        raise ConfigError(f"{key} is not of the form package.module:function")
+    try:
+        found = importlib.util.find_spec(module)
+    except ImportError as error:
+        raise ConfigError(f"{key}: {error}; install it, or {_HINT}") from None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        raise ConfigError(f"{key}: there is no module {module!r}; install it, or {_HINT}")
+    source = Path(found.origin).read_bytes()
+    if attribute not in (names := _names(ast.parse(source).body)):
+        listed = ", ".join(sorted(names)) or "no names"
+        raise ConfigError(f"{key}: {found.origin} has {listed}, but not {attribute!r}")
+    return hashlib.sha256(source).hexdigest()
+
+
+def load(setting: str, function: str, planned: str) -> Callable[..., Any]:
+    """The function; raises `ConfigError` if its source is not what the task was planned with."""
+    if identity(setting, function) != planned:
+        raise ConfigError(f"{setting}: {function} has changed; start the build anew")
+    module, _, attribute = function.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+_HINT = "run from the folder that holds it"
+
+
+def _names(body: Sequence[ast.stmt]) -> set[str]:
+    """What a module defines, assigns or imports at its top level, under conditions too."""
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.If):
+            names |= _names(node.body) | _names(node.orelse)
+        elif isinstance(node, ast.Try):
+            names |= _names(node.body) | _names(node.orelse) | _names(node.finalbody)
+            for handler in node.handlers:
+                names |= _names(handler.body)
+    return names
