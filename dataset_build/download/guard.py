@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from dataset_build.addresses import is_public
 from dataset_build.download import DownloadSettings
+from dataset_build.download.transfers import KEPT
 from dataset_build.download.turns import FILE_BYTES
+from pipeline.config import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ _SECRETS = re.compile(
 )
 _DECODER_BYTES = 2 << 30  # the costliest picture of `max_pixels` takes a quarter of it
 _STACK_BYTES = 8 << 20
+_OTHER_FILES = 128  # logs, tables, tars of earlier attempts
 _NOTED = 20  # refusals written out; more are counted
 
 
@@ -138,7 +141,13 @@ def confined(settings: DownloadSettings, folder: Path, addresses: int) -> Iterat
     side = settings.image_size
     stored_pixels = max(settings.max_pixels, int(side * side * settings.max_aspect_ratio))
     file_bytes = FILE_BYTES + addresses * 4 * stored_pixels
-    with without_secrets(), limited(memory_bytes, file_bytes), watching(folder) as watch:
+    files = 2 * threads + KEPT + _OTHER_FILES  # a host with IPv4 and IPv6 may be tried by both
+    with (
+        without_secrets(),
+        limited(memory_bytes, file_bytes),
+        open_files(files),
+        watching(folder) as watch,
+    ):
         yield watch
 
 
@@ -189,6 +198,23 @@ def limited(memory_bytes: int, file_bytes: int) -> Iterator[None]:
     finally:
         for kind, pair in before.items():
             resource.setrlimit(kind, pair)
+
+
+@contextmanager
+def open_files(count: int) -> Iterator[None]:
+    """Let this process have so many files open, at least. Raises `ConfigError` if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise ConfigError(
+            f"download.threads needs up to {count} open files, and a process here may have {hard}"
+            " (ulimit -Hn): let it have more, or set download.threads lower"
+        )
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import pycurl
 
 _LOOK_S = 0.2  # how often it is asked whether to stop
-_KEPT = 256  # connections that stay open for the next request
+KEPT = 256
+"""Connections that stay open, at most, for the next request."""
 _ACTIONS = (
     (select.EPOLLIN | select.EPOLLHUP, pycurl.CSELECT_IN),
     (select.EPOLLOUT, pycurl.CSELECT_OUT),
@@ -49,7 +50,7 @@ class Transfers:
         self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._doorbell, select.EPOLLIN)
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, _KEPT)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, KEPT)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)

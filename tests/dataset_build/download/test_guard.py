@@ -217,6 +217,19 @@ def test_limits_leave_room_for_what_a_task_needs() -> None:
     assert done.stdout == "held\n", done
 
 
+def test_connections_have_room_for_their_files() -> None:
+    limit = "resource.getrlimit(resource.RLIMIT_NOFILE)"
+    confine = "guard.confined(DownloadSettings(threads={}), Path('.'), 10_000)"
+    before = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (200, 1500))\n"
+    done = confined(f"{before}with {confine.format(512)}: print({limit})\nprint({limit})")
+    assert done.stdout == f"({2 * 512 + 256 + 128}, 1500)\n(200, 1500)\n", done
+    done = confined(f"{before}with {confine.format(600)}: print({limit})")
+    assert done.returncode == 1
+    assert "download.threads needs up to 1584 open files, and a process here may have 1500" in (
+        done.stderr
+    )
+
+
 def test_secrets_are_gone_from_the_environment_and_from_proc() -> None:
     secrets = {name: f"s3cr3t-{name}" for name in ("AWS_SESSION_TOKEN", "HF_TOKEN", "MY_API_KEY")}
     secrets |= {

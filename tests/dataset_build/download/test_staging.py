@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,30 @@ def test_a_broken_tag_turns_nothing(staging: Any) -> None:
         segment = b"\xff\xe1" + (2 + len(body)).to_bytes(2, "big") + body
         assert not staging.is_turned(data[:2] + segment + data[2:])
     assert not staging.is_turned(data[:2])
+
+
+def test_decoders_write_nowhere_and_the_log_loses_nothing(
+    staging: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = picture(0, 300, 200)
+    broken = whole[: len(whole) // 2] + b"\xff\xd9"
+    staging.cv2.imdecode(np.frombuffer(broken, np.uint8), -1)
+    assert "Corrupt JPEG data" in capfd.readouterr().err
+    root = logging.getLogger()
+    lines = [f"line {number}" for number in range(2000)]
+    thread = threading.Thread(target=lambda: [root.warning(line) for line in lines])
+    with open(2, "w", closefd=False) as stream:
+        root.addHandler(handler := logging.StreamHandler(stream))
+        try:
+            thread.start()
+            resizer, times = staging.EightBitResizer(256, "keep_ratio", True), 0
+            while thread.is_alive() or times < 10:
+                assert resizer(io.BytesIO(broken))[-1] is None
+                times += 1
+            thread.join()
+        finally:
+            root.removeHandler(handler)
+    assert capfd.readouterr().err.split("\n")[:-1] == lines
 
 
 def test_a_download_does_without_torch_and_leaves_it_to_others() -> None:

@@ -13,10 +13,8 @@ from dataset_build.download.transfers import Transfers
 from dataset_build.download.transport import Transport
 
 
-def transport(web: Any, stop: threading.Event, threads: int = 32) -> Transport:
-    settings = DownloadSettings(
-        timeout_s=10.0, retries=0, threads=threads, allow_networks=("127.0.0.0/8",)
-    )
+def transport(web: Any, stop: threading.Event) -> Transport:
+    settings = DownloadSettings(timeout_s=10.0, retries=0, allow_networks=("127.0.0.0/8",))
     return Transport(settings, Detour.parse(web.connect_to), stop.is_set)
 
 
@@ -30,8 +28,9 @@ def test_a_connection_is_used_again_by_whichever_thread_comes_next(web: Any) -> 
     assert web.connections == 1
 
 
-def test_idle_connections_are_kept_within_the_number_of_threads(web: Any) -> None:
-    made = transport(web, threading.Event(), threads=3)
+def test_idle_connections_are_kept_within_bounds(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset_build.download.transfers.KEPT", 3)
+    made = transport(web, threading.Event())
     for number in range(12):
         assert made.fetch(f"http://h{number}.example/ok.jpg").reason == "ok"
     assert web.connections == 12
