@@ -44,6 +44,7 @@ _FETCHED = (
     "original_height",
     "staged",
     "staged_offset",
+    "blurred",
     "staged_bytes",
     "staged_sha256",
     "bytes",
@@ -252,7 +253,7 @@ def _provenance(pair: dict[str, Any], picture: dict[str, Any]) -> bytes:
         "uid": pair["uid"].hex(),
         **{name: picture[name] for name in ("url", "final_url", "page_url", "source", "snapshot")},
         **{name: picture[name] for name in ("text", "width", "height")},
-        **{name: picture[name] for name in ("original_width", "original_height")},
+        **{name: picture[name] for name in ("original_width", "original_height", "blurred")},
         **{name: pair[name] for name in ("query_ids", "queries", "selected_by", "probability")},
         **{name: pair[name] for name in ("occurrences", "captions")},
         "duplicate_group": pair["duplicate_group"].hex(),
@@ -329,5 +330,5 @@ STAGE = Stage(
     work,
     then=(gather,),
     unit="pairs",
-    version=4,
+    version=5,
 )

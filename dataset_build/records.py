@@ -96,6 +96,7 @@ FETCHED = pa.schema(
         ("height", pa.uint16()),
         ("original_width", pa.uint16()),
         ("original_height", pa.uint16()),
+        ("blurred", pa.uint16()),  # boxes of it, by `download.blur`
         ("staged", pa.string()),  # tar below RUN/download/out that holds the picture
         ("staged_offset", pa.uint64()),  # of its bytes in the tar
         ("staged_bytes", pa.uint32()),

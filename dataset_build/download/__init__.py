@@ -9,12 +9,13 @@ The work is in `shard.py`; this module is what every command imports, so it stay
 from __future__ import annotations
 
 import ipaddress
+from datetime import datetime, timezone
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dataset_build import dedup, lists, records, uid_range
-from pipeline.config import Settings
+from dataset_build import dedup, functions, lists, records, uid_range
+from pipeline.config import ConfigError, Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
@@ -30,7 +31,7 @@ class DomainLimits(Settings):
     """How hard one registered domain may be asked."""
 
     connections: int = Field(2, gt=0, le=1024)
-    """Connections at the same time."""
+    """Connections in use at the same time."""
     requests_per_s: float | None = Field(1.0, gt=0)
     """Requests begun a second; null for any number."""
 
@@ -47,7 +48,8 @@ class DownloadSettings(Settings):
     threads: int = Field(32, gt=0, le=1024)
     """Addresses that a task fetches at the same time."""
     polite_connections: int = Field(2, gt=0, le=1024)
-    """Connections to one registered domain at the same time, by all tasks of the run together."""
+    """Connections to one registered domain in use at the same time, by all tasks of the run
+    together."""
     requests_per_s: float | None = Field(1.0, gt=0)
     """Requests begun a second at one registered domain, by all tasks together; null for any number.
     One is what a small site on a shared host bears without anybody noticing; 86,400 pictures a day
@@ -115,6 +117,14 @@ class DownloadSettings(Settings):
     """Never enlarge."""
     encode_quality: int = Field(90, ge=1, le=100)
     """Quality of the stored JPEG. 95 takes 43 % more bytes; see docs/download.md."""
+    blur: str = Field("", pattern=r"^([\w.]+:\w+)?$")
+    """What shall not be recognised, such as faces: `package.module:function`, importable from the
+    folder that the build is started in. It takes a picture (uint8 [height, width, 3], RGB, as the
+    server sent it) and returns boxes, [left, top, right, bottom] each, as shares of its width and
+    height; what is in them is blurred before it is stored. `dataset_build.faces:boxes` is one."""
+    ask_again_before: datetime | None = None
+    """What failed before this moment, and may have passed by now, is asked for once more: a date
+    (UTC), or a time as `2026-11-29T18:00:00Z`. By default nothing is ever asked for twice."""
     expected: tuple[str, ...] = ()
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""
@@ -137,6 +147,16 @@ class DownloadSettings(Settings):
         for block in blocks:
             ipaddress.ip_network(block)  # a ValueError says what is wrong with it
         return blocks
+
+    @field_validator("ask_again_before")
+    @classmethod
+    def _is_utc(cls, moment: datetime | None) -> datetime | None:
+        return moment.replace(tzinfo=timezone.utc) if moment and moment.tzinfo is None else moment
+
+    def asks_again(self, status: str, fetched: float) -> bool:
+        """Whether an earlier outcome is void, that of the Unix time `fetched`."""
+        before = self.ask_again_before
+        return before is not None and status in MAY_PASS and fetched < before.timestamp()
 
     def limits_of(self, domain: str) -> DomainLimits:
         """The limits of a registered domain."""
@@ -187,6 +207,15 @@ REASONS: dict[str, str] = {
 }
 """Why a pair has no picture: the `status` of `fetched-*.parquet` and the report's drop reasons."""
 
+MAY_PASS = frozenset(
+    {
+        *("robots", "held_off", "dns", "connect", "tls", "connection_lost", "bad_response"),
+        *("timeout", "too_many_redirects", "forbidden", "too_many_requests", "client_error"),
+        *("server_error", "unexpected_status", "truncated", "fetch_failed"),
+    }
+)
+"""The reasons among them that another day may not have. See `ask_again_before`."""
+
 LISTED = frozenset({"blocked", "opted_out"})
 """The reasons among them that lists give, of `ListsSettings`."""
 
@@ -198,9 +227,14 @@ def plan(run: Run) -> list[Task]:
     outputs = (output for manifest in run.manifests("balance") for output in manifest.outputs)
     rows = sum(output.rows or 0 for output in outputs if output.name in names)
     settings: DownloadSettings = run.settings("download")
+    moment = settings.ask_again_before
+    if moment and moment > datetime.now(timezone.utc):
+        raise ConfigError(f"download.ask_again_before: {moment} is yet to come")
     for reference in expected(run):
         records.sent_digest(run.path(reference))  # says so now if it does not know
     parts = max(1, -(-rows // settings.pairs_per_task))
+    identity = functions.identity("download.blur", settings.blur) if settings.blur else ""
+    blurring = {"blur": identity} if identity else {}
     tasks = []
     for part in range(parts):
         groups = dedup.within(run, *uid_range.bounds(part, parts))
@@ -208,7 +242,7 @@ def plan(run: Run) -> list[Task]:
         for group in groups:
             reads += run.find(f"dedup:texts-*-{group:05d}.parquet")
         reads += expected(run)
-        params = {"part": part, "parts": parts, "groups": len(groups)}
+        params = {"part": part, "parts": parts, "groups": len(groups), **blurring}
         tasks.append(Task("download", part, tuple(reads), params))
     return lists.reading(run, tasks, "addresses", "domains")
 
@@ -227,5 +261,5 @@ def work(attempt: Attempt) -> Stats:
 
 
 STAGE = Stage(
-    "download", ("dedup", "balance"), plan, work, unit="pairs", version=5, can_lose_tasks=True
+    "download", ("dedup", "balance"), plan, work, unit="pairs", version=6, can_lose_tasks=True
 )

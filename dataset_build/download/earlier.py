@@ -23,19 +23,26 @@ from pipeline.stage import Attempt
 
 _OUTPUT = re.compile(r"(?:fetched|unused)-\d+-of-\d+\.parquet")
 MARK = b"openwit.download"
+_NO_OTHER_PICTURES = frozenset(
+    {
+        *("pairs_per_task", "expected", "ask_again_before", "timeout_s", "connect_timeout_s"),
+        *("slow_bytes_per_s", "slow_s", "retries", "max_redirects"),
+    }
+)
 
 
 def metadata(
-    settings: DownloadSettings, version: int, expected: Sequence[str] = ()
+    settings: DownloadSettings, version: int, others: Sequence[str] = ()
 ) -> dict[bytes, bytes]:
-    """What marks outcomes: those of other settings, that make other pictures, are not taken.
+    """What marks outcomes: those of other settings, that make other pictures, are not taken. More
+    patience makes no other pictures; to have it for what has failed, see `ask_again_before`.
 
-    `expected` identifies the files that `settings.expected` names.
+    `others` identifies what the settings name: files, functions.
     """
     identity = settings.identity()
-    for name in ("pairs_per_task", "expected"):
+    for name in _NO_OTHER_PICTURES:
         del identity[name]
-    return {MARK: digest([version, identity, *expected]).encode()}
+    return {MARK: digest([version, identity, *others]).encode()}
 
 
 class Earlier:
@@ -48,6 +55,7 @@ class Earlier:
         self.by_address: dict[bytes, dict[str, Any]] = {}
         self.tars: dict[str, Path] = {}
         self._folder = attempt.folder
+        settings: DownloadSettings = attempt.settings
         stage_folder = attempt.run.stage_folder(attempt.task.stage)
         for manifest in everything(stage_folder, _elsewhere(attempt, first, last)):
             store = stage_folder / "store" / manifest.store
@@ -57,6 +65,8 @@ class Earlier:
                 tars = (o.name for o in manifest.outputs if o.name.endswith(".tar"))
                 self.tars.update({name: store / name for name in tars})
             for row in rows:
+                if settings.asks_again(row["status"], row["fetched"].timestamp()):
+                    continue
                 # Several may know a pair or an address: a picture is better than none.
                 for known, key in ((self.by_uid, row["uid"]), (self.by_address, row["uid"][:8])):
                     if key not in known or (row["status"] == "ok") > (known[key]["status"] == "ok"):

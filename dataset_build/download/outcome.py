@@ -22,6 +22,7 @@ NO_OUTCOME: dict[str, Any] = {
     "height": 0,
     "original_width": 0,
     "original_height": 0,
+    "blurred": 0,
     "staged": "",
     "staged_offset": 0,
     "staged_bytes": 0,
@@ -52,6 +53,8 @@ class Fetched:
     kind: str = ""
     time: int = 0
     """When it ended, Unix seconds."""
+    blurred: int = 0
+    """How much was found in it that shall not be recognised."""
 
 
 def outcome(url: str, fetched: Fetched, stored: bytes | None, meta: dict[str, Any]) -> Any:
@@ -84,6 +87,7 @@ def outcome(url: str, fetched: Fetched, stored: bytes | None, meta: dict[str, An
         sizes = ("width", "height", "original_width", "original_height")
         result |= {name: meta[name] for name in sizes}
         result |= {
+            "blurred": fetched.blurred,
             "staged_bytes": len(stored),
             "staged_sha256": hashlib.sha256(stored).digest(),
         }
@@ -99,6 +103,8 @@ def count(stats: Stats, outcome: dict[str, Any]) -> None:
     if outcome["status"] == "ok":
         stats.counts["pictures"] += 1
         stats.counts["picture_bytes"] += outcome["bytes"]
+        if outcome["blurred"]:
+            stats.counts["pictures_blurred"] += 1
         stats.observe("format", outcome["format"])
         short = min(outcome["original_width"], outcome["original_height"])
         stats.observe("original_smaller_side", f"{1 << (short.bit_length() - 1)}+")

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataset_build import removed
+from dataset_build import functions, removed
 from dataset_build.download import DownloadSettings, guard, pairs, probe
 from dataset_build.download.connection import Detour
 from dataset_build.download.deaths import DETAIL, Deaths
@@ -64,6 +64,9 @@ def stage(
     with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
+    find = None
+    if settings.blur:
+        find = functions.load("download.blur", settings.blur, attempt.task.params["blur"])
     failures: list[BaseException] = []
 
     def stopping() -> bool:
@@ -105,7 +108,10 @@ def stage(
 
     def resize(file: staging.File, boxes: object = None) -> Any:
         with noted(), deaths.decoding(hashes[file.row]):
-            return resizer(file, boxes)
+            result = resizer(file)
+            if len(resizer.boxes):
+                fetched[file.row] = replace(fetched[file.row], blurred=len(resizer.boxes))
+            return result
         return None, None, None, None, None, "stopped"
 
     def end(row: int, stored: bytes | None, meta: dict[str, Any]) -> None:
@@ -129,6 +135,7 @@ def stage(
         min_image_size=settings.min_side,
         max_image_area=settings.max_pixels,
         max_aspect_ratio=settings.max_aspect_ratio,
+        find=find,
     )
     downloader = staging.GuardedDownloader(
         fetch,

@@ -29,8 +29,10 @@ def fetch_shard(attempt: Attempt) -> Stats:
     settings: DownloadSettings = attempt.settings
     part, parts = attempt.task.params["part"], attempt.task.params["parts"]
     first, last = uid_range.bounds(part, parts)
-    known_bytes = [attempt.run.identity(name) for name in expected(attempt.run)]
-    marks = metadata(settings, STAGE.version, known_bytes)
+    named = [attempt.run.identity(name) for name in expected(attempt.run)]
+    if settings.blur:
+        named.append(attempt.task.params["blur"])
+    marks = metadata(settings, STAGE.version, named)
     earlier = Earlier(attempt, first, last, marks)
     lists, tombstones = Lists.of(attempt), Tombstones(attempt.run.folder)
     selected = pairs.selected(attempt, earlier, first, last)
@@ -112,6 +114,7 @@ def _fetch_all(
         return {}
     # Another list of addresses is another tar, so earlier ones can stand beside it.
     key = xxhash.xxh3_64_hexdigest(b"".join(sorted(addresses)))
+    settings: DownloadSettings = attempt.settings
     path = attempt.folder / f"staged-{attempt.task.params['part']:05d}-{key}.tar"
     mark = marks[MARK].decode()[:16]
     with Unfinished(attempt, mark, addresses) as unfinished, Journal(path) as journal:
@@ -120,6 +123,7 @@ def _fetch_all(
             address: known
             for address, known in unfinished.outcomes.items()
             if _is_as_listed(known, lists)
+            and not settings.asks_again(known["status"], known["fetched"])
             and not tombstones.cover_file(known["sha256"], known["final_url"])
         }
         left = {a: pair for a, pair in addresses.items() if a not in ended}

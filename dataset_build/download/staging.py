@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from img2dataset.resizer import Resizer
 
-from dataset_build.download import decode, guard, probe
+from dataset_build.download import blur, decode, guard, probe
 
 _PICTURE_CPU_S = 60  # far above what any picture within the limits takes
 _NOWHERE = os.open(os.devnull, os.O_WRONLY)
@@ -113,8 +113,8 @@ def _orientation(exif: bytes) -> int:
     return 0
 
 
-def _decoded(data: npt.NDArray[np.uint8], flags: int) -> npt.NDArray[Any] | None:
-    """In the place of `cv2.imdecode`.
+def _decoded(data: npt.NDArray[np.uint8], flags: int) -> Any:
+    """A picture as it is to be shown, in 8 bits; None if it cannot be decoded.
 
     A JPEG can be neither deep nor transparent, but it may be turned: img2dataset would store it as
     it lies, and leave the tag away.
@@ -155,23 +155,49 @@ _TRANSFORMS = SimpleNamespace(
     },
     PadIfNeeded=_albumentations.PadIfNeeded,
 )
-_OPENCV = SimpleNamespace(**{**vars(cv2), "imdecode": _decoded})
-_resized = FunctionType(
-    Resizer.__call__.__code__,
-    {
-        **vars(img2dataset.resizer),
-        "A": _TRANSFORMS,
-        "cv2": _OPENCV,
-        "SuppressStdoutStderr": _hushed,
-    },
-    argdefs=Resizer.__call__.__defaults__,
-)
 
 
 class EightBitResizer(Resizer):  # type: ignore[misc]
-    """img2dataset's Resizer for pictures from anywhere: see `decode`."""
+    """img2dataset's Resizer for pictures from anywhere: see `decode`.
+
+    What `find` finds in a picture is blurred; `boxes` is what it has found in the last one.
+    """
+
+    def __init__(self, *arguments: Any, find: blur.Find | None = None, **options: Any) -> None:
+        super().__init__(*arguments, blurrer=self._blurred, **options)
+        self._find = find
+        self.boxes: npt.NDArray[np.float64] = np.zeros((0, 4))
+        self._failure: BaseException | None = None
+        names = {
+            **vars(img2dataset.resizer),
+            "A": _TRANSFORMS,
+            "cv2": SimpleNamespace(**{**vars(cv2), "imdecode": self._decode}),
+            "SuppressStdoutStderr": _hushed,
+        }
+        call = Resizer.__call__
+        self._resized = FunctionType(call.__code__, names, argdefs=call.__defaults__)
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: object = None) -> Any:
-        """As img2dataset's: (bytes, width, height, original width, original height, error)."""
+        """As img2dataset's: (bytes, width, height, original width, original height, error).
+
+        Raises what `find` does, for it is no picture's fault.
+        """
+        self.boxes = np.zeros((0, 4))
         with guard.cpu_limited(_PICTURE_CPU_S):
-            return _resized(self, img_stream, blurring_bbox_list)
+            result = self._resized(self, img_stream, () if self._find else None)
+        if self._failure is not None:
+            raise self._failure
+        return result
+
+    def _blurred(self, img: npt.NDArray[np.uint8], bbox_list: object) -> Any:
+        return blur.blurred(img, self.boxes)
+
+    def _decode(self, data: npt.NDArray[np.uint8], flags: int) -> Any:
+        picture = _decoded(data, flags)
+        if self._find and picture is not None:
+            try:
+                self.boxes = blur.found(self._find, picture)
+            except BaseException as failure:  # the Resizer would take it for the picture's
+                self._failure = failure
+                raise
+        return picture

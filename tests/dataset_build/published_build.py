@@ -98,6 +98,7 @@ class Web:
                         "height": 8,
                         "original_width": 8,
                         "original_height": 8,
+                        "blurred": 0,
                         "staged": name,
                         "staged_offset": offset,
                         "staged_bytes": len(data),

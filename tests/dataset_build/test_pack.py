@@ -99,6 +99,7 @@ def write_download(folder: Path, parts: Downloaded, order: random.Random) -> Non
                 "height": 24,
                 "original_width": 64 + address_of(n),
                 "original_height": 48,
+                "blurred": address_of(n) % 3,
             }
             for n in numbers
         ]
@@ -261,6 +262,7 @@ def test_every_sample_says_where_it_is_from_and_why_it_is_there(packed: Pack) ->
             "sha256": hashlib.sha256(image).hexdigest(),
             "original_width": 64 + address,
             "original_height": 48,
+            "blurred": address % 3,
             "sent_bytes": 4 + len(image),
             "sent_format": "png",
             "sent_sha256": hashlib.sha256(b"sent" + image).hexdigest(),

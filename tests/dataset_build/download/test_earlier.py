@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dataset_build.download import DownloadSettings, shard
 from dataset_build.download.earlier import Earlier
 from dataset_build.lists import ListSettings, ListsSettings
 from pipeline import manifest
+from pipeline.config import ConfigError
 from pipeline.manifest import Stats
 from pipeline.stage import Run
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
@@ -186,7 +189,7 @@ def timeless(outcomes: dict[bytes, Any]) -> dict[bytes, Any]:
 
 
 @pytest.mark.parametrize(
-    "other", [{"image_size": 32}, {"timeout_s": 6.0}, {"user_agent": "other/1"}]
+    "other", [{"image_size": 32}, {"max_bytes": 1 << 20}, {"user_agent": "other/1"}]
 )
 def test_other_settings_fetch_everything_again(select: Downloads, other: dict[str, Any]) -> None:
     select(FIRST)
@@ -361,3 +364,27 @@ def test_a_list_that_changes_asks_again_only_what_it_must(
     assert go("b.example\nd.example\n") == ([away], "be")
     assert go("# the same\nb.example\nd.example\n") == ([], "be")
     assert go("# none\n") == (["/ok.jpg", "/picture/1", away], "")
+
+
+def test_what_failed_is_asked_again_if_somebody_says_so(select: Downloads, web: HostileWeb) -> None:
+    dead, busy = failing(0, 1), [Pair(f"http://a.example/status/503?{i}") for i in range(3)]
+    pairs = pictures(*range(9)) + dead + busy
+    usual: dict[str, Any] = {"retries": 0, "pairs_per_task": 4}
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    assert select(pairs, **usual) == asked(pairs)
+    before = timeless(select.outcomes)
+    assert select(pairs, **usual, timeout_s=6.0) == []
+    assert select(pairs, **usual, ask_again_before=began) == []
+    time.sleep(1)  # outcomes are of whole seconds
+    moment = datetime.now(timezone.utc).isoformat()
+    assert select(pairs, **usual, ask_again_before=moment) == asked(busy)
+    assert timeless(select.outcomes) == before
+    assert select.stats.dropped == {"dead_link": 2, "server_error": 3}
+    select.check_pictures()
+    assert select(pairs, **usual, ask_again_before=moment) == []
+    assert select(pairs, **usual) == []  # nor by going back
+
+
+def test_the_moment_to_ask_again_before_must_have_come(select: Downloads) -> None:
+    with pytest.raises(ConfigError, match=r"2999-01-01 00:00:00\+00:00 is yet to come"):
+        select(pictures(0), ask_again_before="2999-01-01")
