@@ -89,7 +89,7 @@ def sources(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(tmp_path: Path, run_stage: Callable[[Run, Stage], list[Manifest]]) -> Build:
-    """`build(wikipedia=[...], total=5, ...)`: rows of queries.parquet and the statistics."""
+    """`build(wikipedia=[...], limit=5, ...)`: rows of queries.parquet and the statistics."""
 
     def run_build(*, fold_case: bool = True, run: Path | None = None, **settings: Any) -> Built:
         config = Root(text=TextSettings(fold_case=fold_case), queries=QueriesSettings(**settings))
