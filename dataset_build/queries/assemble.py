@@ -143,6 +143,7 @@ class _Admitted:
             self.rules.limit
         ):
             self.stats.drop("over_limit")
+            self.stats.observe("cut_off", source)
         else:
             self._reserved.discard(norm)
             self.rows[norm] = {"text": text, "norm": norm, "sources": [source], **numbers}
