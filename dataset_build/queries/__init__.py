@@ -27,7 +27,7 @@ class QueriesSettings(Settings):
     outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each."""
     page_views: tuple[str, ...] = ()
     """Wikimedia's hourly page view files (`pageviews-*.gz`). With a dump, only titles of its
-    articles count."""
+    articles count, and views of a redirect for the article that it leads to."""
     wordnet: tuple[str, ...] = ()
     """WordNet's data files, or their folder, e.g. `/usr/share/wordnet`."""
     file: tuple[str, ...] = ()
@@ -150,5 +150,12 @@ def _found(run: Run, source: str) -> list[str]:
 
 
 STAGE = Stage(
-    "queries", needs=(), plan=plan, work=work, then=(plan_assembly,), unit="queries", also=("text",)
+    "queries",
+    needs=(),
+    plan=plan,
+    work=work,
+    then=(plan_assembly,),
+    unit="queries",
+    also=("text",),
+    version=2,
 )

@@ -216,11 +216,20 @@ def _bigrams(
 def _titles(
     kinds: Mapping[str, list[Path]], rules: Rules, stats: Stats
 ) -> Iterator[tuple[str, int]]:
-    """Article titles without disambiguators and their views, most viewed first."""
+    """Article titles without disambiguators and their views, most viewed first; whoever looked at a
+    redirect has seen the article that it leads to."""
     views = pl.scan_parquet(kinds["views"]).group_by("title").agg(pl.col("views").sum())
     if kinds["titles"]:
-        articles = pl.scan_parquet(kinds["titles"]).unique()
-        joined = views.join(articles.with_columns(article=True), on="title", how="left")
+        titles = pl.scan_parquet(kinds["titles"]).group_by("title").agg(pl.col("target").min())
+        articles = titles.filter(pl.col("target") == "").select("title", article=True)
+        redirects = titles.filter(pl.col("target") != "")
+        led = views.join(redirects, on="title", how="left")
+        stats.counts["redirected_titles"] = (
+            led.select(pl.col("target").is_not_null().sum()).collect(engine="streaming").item()
+        )
+        at_articles = led.select(pl.coalesce("target", "title").alias("title"), "views")
+        summed = at_articles.group_by("title").agg(pl.col("views").sum())
+        joined = summed.join(articles, on="title", how="left")
     else:
         joined = views.with_columns(article=True)
     enough = pl.col("views") >= rules.min_views
