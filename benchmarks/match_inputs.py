@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dataset_build.extract import ExtractSettings, warc, wat
 from dataset_build.extract.candidates import Candidates
 from dataset_build.queries.counts import WordCounts
-from dataset_build.queries.wikipedia import articles
+from dataset_build.queries.wikipedia import pages
 from dataset_build.queries.wikitext import phrases, plain_text
 from dataset_build.text import clean, normalise
 from pipeline.config import MissingInput
@@ -110,7 +110,7 @@ def _lemmas(path: Path) -> Iterator[str]:
 
 def _articles(path: Path) -> list[str]:
     with path.open("rb") as raw:
-        return [text for _, text in articles(raw, path.name, Stats())]
+        return [page.text for page in pages(raw, path.name, Stats()) if not page.target]
 
 
 def _bigrams(encyclopedia: list[str]) -> Iterator[str]:

@@ -145,7 +145,7 @@ def _pool(folder: Path) -> Rates:
             table = scale.candidates(words, number).slice(0, rows).select(["url", "text"])
             pq.write_table(table, inputs / f"{number:05d}.parquet", row_group_size=1 << 16)
         config = {
-            "queries": {"file": [str(folder / "queries.txt")], "total": scale.QUERIES},
+            "queries": {"file": [str(folder / "queries.txt")], "limit": scale.QUERIES},
             "extract": {"parquet": [f"{inputs}/*.parquet"], "min_words": 1},
             "dedup": {"buckets_per_task": 64 if size == "small" else 16},
             "balance": {"cap": 1000},

@@ -23,12 +23,23 @@ QUERIES = pa.schema(
         ("query_id", pa.uint32()),
         ("text", pa.string()),
         ("norm", pa.string()),  # text.normalise(text): what is searched for
-        ("sources", pa.list_(pa.string())),  # of: word, bigram, title, wordnet
+        ("sources", pa.list_(pa.string())),  # of: file, word, bigram, title, wordnet
         ("word_count", pa.uint64()),
         ("pmi", pa.float32()),  # bits; null unless a bigram
         ("pair_count", pa.uint64()),
         ("views", pa.uint64()),
+        ("synsets", pa.uint16()),  # of WordNet, that have it as a lemma
         ("rank", pa.uint32()),  # order of admission
+    ]
+)
+
+WORDNET = pa.schema(
+    [
+        ("synset", pa.string()),  # offset and part of speech, as 02084071-n
+        ("lemmas", pa.list_(pa.string())),
+        ("query_ids", pa.list_(pa.uint32())),  # the query that each lemma is; null: none
+        ("hypernyms", pa.list_(pa.string())),  # synsets that it is a kind, or an instance, of
+        ("depth", pa.uint8()),  # steps up to a synset without hypernyms, at least
     ]
 )
 

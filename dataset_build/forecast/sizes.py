@@ -198,8 +198,8 @@ class _Reckoning:
         for run in (self.run, *reversed(self.pilots)):
             if number := pilot.queries(run):
                 return self.ledger.given("queries", number, f"as in {run.folder}")
-        total: int = self.run.settings("queries").total
-        return self.ledger.given("queries", total, "queries.total, if it is reached")
+        limit: int = self.run.settings("queries").limit
+        return self.ledger.given("queries", limit, "queries.limit, if it is reached")
 
     def _cap(self, unique: float) -> pilot.Cap | None:
         """What the cap leaves, by the queries of the pilot with the most pairs."""

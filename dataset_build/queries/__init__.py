@@ -7,6 +7,7 @@ task each; one more task assembles the list.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -26,9 +27,9 @@ class QueriesSettings(Settings):
     outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each."""
     page_views: tuple[str, ...] = ()
     """Wikimedia's hourly page view files (`pageviews-*.gz`). With a dump, only titles of its
-    articles count."""
+    articles count, and views of a redirect for the article that it leads to."""
     wordnet: tuple[str, ...] = ()
-    """WordNet's data files, e.g. `/usr/share/wordnet/data.*`."""
+    """WordNet's data files, or their folder, e.g. `/usr/share/wordnet`."""
     file: tuple[str, ...] = ()
     """Your own queries, one a line, UTF-8 (plain or .gz); they come before all others."""
     wiki: str = "en"
@@ -41,13 +42,14 @@ class QueriesSettings(Settings):
     """Rarer bigrams are not considered: mutual information ranks chance finds highest."""
     min_bigram_pmi: float = 3.0
     """Bits; 3 means that the words meet eight times as often as chance would have it."""
-    max_titles: int = Field(default=60_000, ge=0)
-    """At most so many queries that only titles bring, the most viewed first; the default leaves
-    WordNet its place among 500,000."""
+    max_titles: int | None = Field(default=None, ge=0)
+    """At most so many queries that only titles bring, the most viewed first; null: as many as there
+    is room for."""
     min_views: int = Field(default=70, gt=0)
     """An article's title becomes a query from this many views on, summed over all files."""
-    total: int = Field(default=500_000, gt=0, lt=2**32)
-    """The list ends there; WordNet comes last."""
+    limit: int = Field(default=500_000, gt=0, lt=2**32)
+    """How many queries there are, if the sources have as many. WordNet's are all among them: what
+    does not fit is cut off from titles first, then from bigrams, words, and your own."""
     max_words_held: int = Field(default=10_000_000, gt=0)
     """Distinct words that a task keeps in memory (about 150 bytes each). Over it, the rarest are
     forgotten; the count `undercount` in the report bounds the error, 0 for parts of a dump."""
@@ -59,7 +61,7 @@ class QueriesSettings(Settings):
     operational: ClassVar[frozenset[str]] = frozenset(
         [
             "wikipedia", "page_views", "wordnet", "file", "wiki", "min_word_count", "max_bigrams",
-            "min_bigram_count", "min_bigram_pmi", "max_titles", "min_views", "total",
+            "min_bigram_count", "min_bigram_pmi", "max_titles", "min_views", "limit",
         ]
     )  # fmt: skip
 
@@ -91,7 +93,7 @@ def plan_assembly(run: Run) -> list[Task]:
     rules = settings.model_dump(
         include={
             "min_word_count", "max_bigrams", "min_bigram_count", "min_bigram_pmi", "max_titles",
-            "min_views", "total", "max_pairs_held",
+            "min_views", "limit", "max_pairs_held",
         }
     )  # fmt: skip
     params = {"step": "assemble", "wordnet": len(wordnet), "own": len(own), "rules": rules}
@@ -132,12 +134,14 @@ def work(attempt: Attempt) -> Stats:
     own = [rest.pop() for _ in range(params["own"])][::-1]
     wordnet = [rest.pop() for _ in range(params["wordnet"])][::-1]
     rules = Rules(fold_case=fold_case, **params["rules"])
-    return assemble(rest, wordnet, own, attempt.folder / "queries.parquet", rules)
+    return assemble(rest, wordnet, own, attempt.folder, rules)
 
 
 def _found(run: Run, source: str) -> list[str]:
     found: set[str] = set()
     for pattern in getattr(run.settings("queries"), source):
+        if source == "wordnet" and Path(pattern).is_dir():
+            pattern = f"{pattern}/data.*"
         try:
             found.update(run.find(pattern))
         except MissingInput as error:
@@ -146,5 +150,12 @@ def _found(run: Run, source: str) -> list[str]:
 
 
 STAGE = Stage(
-    "queries", needs=(), plan=plan, work=work, then=(plan_assembly,), unit="queries", also=("text",)
+    "queries",
+    needs=(),
+    plan=plan,
+    work=work,
+    then=(plan_assembly,),
+    unit="queries",
+    also=("text",),
+    version=2,
 )

@@ -1,15 +1,17 @@
 """One list of queries out of counts, views, WordNet and the user's own: merged, ranked, cut.
 
 Order of admission: the user's own, words by count, bigrams by pointwise mutual information, titles
-by views, WordNet in alphabetical order, until `total`; ties by string, so that the same inputs give
-the same bytes. What is equal after normalisation is one query with all its sources.
+by views, all of WordNet in alphabetical order, whose places are kept free; `limit` in all. Ties by
+string, so that the same inputs give the same bytes. What is equal after normalisation is one query
+with all its sources.
 """
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset_build.queries import wordnet
 from dataset_build.queries.counts import PairCounts
-from dataset_build.queries.wordnet import synset_names
 from dataset_build.records import QUERIES
 from dataset_build.text import clean, normalise
 from pipeline import files
-from pipeline.config import UserError
+from pipeline.config import ConfigError, UserError
 from pipeline.manifest import Stats
 
 # "Mercury (planet)": what tells homonyms apart is no part of the name.
@@ -39,22 +41,29 @@ class Rules:
     max_bigrams: int
     min_bigram_count: int
     min_bigram_pmi: float
-    max_titles: int
+    max_titles: int | None
     min_views: int
-    total: int
+    limit: int
     max_pairs_held: int
     fold_case: bool
 
 
 def assemble(
-    counts: Sequence[Path], wordnet: Sequence[Path], own: Sequence[Path], target: Path, rules: Rules
+    counts: Sequence[Path], data: Sequence[Path], own: Sequence[Path], folder: Path, rules: Rules
 ) -> Stats:
-    """Write `queries.parquet` from the counted files, WordNet's data files and the user's lists."""
+    """Write `queries.parquet` from the counted files, WordNet's data files and the user's lists;
+    and `wordnet.parquet`, if there is any of `data`.
+
+    Raises `ConfigError` if WordNet alone has more queries than `limit`.
+    """
     stats = Stats()
+    synsets = [synset for path in data for synset in wordnet.synsets(path)]
+    lemmas = Counter(lemma for synset in synsets for lemma in set(synset.lemmas))
     kinds: dict[str, list[Path]] = {"words": [], "pairs": [], "titles": [], "views": []}
     for path in counts:
         kinds[path.name.split("-")[1]].append(path)
     admitted = _Admitted(rules, stats)
+    admitted.reserve(lemmas)
     for path in own:
         for line in _own_lines(path):
             admitted.add(line, "file")
@@ -70,8 +79,8 @@ def assemble(
     if kinds["views"]:
         for title, views in _titles(kinds, rules, stats):
             admitted.add(title, "title", rules.max_titles, views=views)
-    for name in sorted(name for path in wordnet for name in synset_names(path)):
-        admitted.add(name, "wordnet")
+    for lemma in sorted(lemmas):
+        admitted.add(lemma, "wordnet", synsets=lemmas[lemma])
     stats.dropped = +stats.dropped  # without reasons that met no term
     stats.rows_out = len(admitted.rows)
     stats.rows_in = stats.rows_out + sum(stats.dropped.values())
@@ -80,7 +89,13 @@ def assemble(
             f"no query passed the thresholds ({dict(stats.dropped)}); lower "
             "queries.min_word_count or queries.min_views, or add sources"
         )
-    _write(admitted.rows, target)
+    _write(admitted.rows, folder / "queries.parquet")
+    if synsets:
+        ids = {norm: number for number, norm in enumerate(admitted.rows)}
+        by_lemma = {lemma: ids[norm] for lemma in lemmas if (norm := admitted.norm(lemma)) in ids}
+        table = wordnet.table(synsets, by_lemma)
+        pq.write_table(table, folder / "wordnet.parquet", compression="zstd")
+        stats.counts["synsets"] = len(synsets)
     return stats
 
 
@@ -92,6 +107,21 @@ class _Admitted:
     stats: Stats
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     _of_source: dict[str, int] = field(default_factory=dict)
+    _reserved: set[str] = field(default_factory=set)
+    """Of those that WordNet brings, the ones that are not there yet."""
+
+    def norm(self, text: str) -> str:
+        """What a query is known by."""
+        return normalise(clean(text), self.rules.fold_case)
+
+    def reserve(self, texts: Iterable[str]) -> None:
+        """Keep places free. Raises `ConfigError` if there are not so many."""
+        self._reserved = {norm for text in texts if (norm := self.norm(text))}
+        if len(self._reserved) > self.rules.limit:
+            raise ConfigError(
+                f"queries.limit is {self.rules.limit}, and WordNet alone has {len(self._reserved)}"
+                " queries, which are always all of the list: set it higher, or queries.wordnet=[]"
+            )
 
     def add(self, text: str, source: str, limit: int | None = None, **numbers: float) -> None:
         """Admit a query, or note one more source of it; every refusal is counted."""
@@ -109,9 +139,13 @@ class _Admitted:
                 row.setdefault(name, number)
         elif limit is not None and self._of_source.get(source, 0) >= limit:
             self.stats.drop(f"over_max_{source}s")
-        elif len(self.rows) >= self.rules.total:
-            self.stats.drop("over_total")
+        elif norm not in self._reserved and len(self.rows) + len(self._reserved) >= (
+            self.rules.limit
+        ):
+            self.stats.drop("over_limit")
+            self.stats.observe("cut_off", source)
         else:
+            self._reserved.discard(norm)
             self.rows[norm] = {"text": text, "norm": norm, "sources": [source], **numbers}
             self._of_source[source] = self._of_source.get(source, 0) + 1
             self.stats.observe("source", source)
@@ -182,11 +216,20 @@ def _bigrams(
 def _titles(
     kinds: Mapping[str, list[Path]], rules: Rules, stats: Stats
 ) -> Iterator[tuple[str, int]]:
-    """Article titles without disambiguators and their views, most viewed first."""
+    """Article titles without disambiguators and their views, most viewed first; whoever looked at a
+    redirect has seen the article that it leads to."""
     views = pl.scan_parquet(kinds["views"]).group_by("title").agg(pl.col("views").sum())
     if kinds["titles"]:
-        articles = pl.scan_parquet(kinds["titles"]).unique()
-        joined = views.join(articles.with_columns(article=True), on="title", how="left")
+        titles = pl.scan_parquet(kinds["titles"]).group_by("title").agg(pl.col("target").min())
+        articles = titles.filter(pl.col("target") == "").select("title", article=True)
+        redirects = titles.filter(pl.col("target") != "")
+        led = views.join(redirects, on="title", how="left")
+        stats.counts["redirected_titles"] = (
+            led.select(pl.col("target").is_not_null().sum()).collect(engine="streaming").item()
+        )
+        at_articles = led.select(pl.coalesce("target", "title").alias("title"), "views")
+        summed = at_articles.group_by("title").agg(pl.col("views").sum())
+        joined = summed.join(articles, on="title", how="left")
     else:
         joined = views.with_columns(article=True)
     enough = pl.col("views") >= rules.min_views

@@ -1,7 +1,8 @@
-"""Words, neighbouring pairs of words and titles of a Wikipedia dump, streamed.
+"""Words, neighbouring pairs of words, titles and redirects of a Wikipedia dump, streamed.
 
-Reads `pages-articles` dumps (.xml, .xml.bz2, .xml.gz), whole or in parts. Articles only: redirects
-and other namespaces are skipped. A dump that was cut off gives what came before the cut.
+Reads `pages-articles` dumps (.xml, .xml.bz2, .xml.gz), whole or in parts. Words are those of
+articles: redirects and other namespaces have none. A dump that was cut off gives what came before
+the cut.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gzip
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import mwxml
 import mwxml.errors
@@ -23,6 +24,9 @@ from dataset_build.queries.wikitext import phrases
 from dataset_build.text import clean, normalise
 from pipeline.config import UserError
 from pipeline.manifest import Stats
+
+_TITLES = pa.schema([("title", pa.string()), ("target", pa.string())])
+_TITLES_HELD = 1 << 16
 
 
 def count_dump(
@@ -37,17 +41,18 @@ def count_dump(
 ) -> Stats:
     """Write `counts-{words,pairs,titles}-NAME.parquet` for one dump into `folder`.
 
+    Titles are in the dump's order, with the target of those that are redirects.
+
     Pairs hold row numbers of the words file. The words file's metadata has the totals and how much
     a count can be short. `progress(done, total)` is called for every page with bytes of the file.
     """
     counts = WordCounts(max_words, max_pairs)
     stats = Stats()
-    titles: list[str] = []
     size = path.stat().st_size
-    with path.open("rb") as raw:
-        for title, text in articles(raw, path.name, stats):
-            counts.add(normalise(phrase, fold_case).split() for phrase in phrases(text))
-            titles.append(clean(title))
+    with path.open("rb") as raw, _Titles(folder / f"counts-titles-{name}.parquet") as titles:
+        for page in pages(raw, path.name, stats):
+            titles.add(page)
+            counts.add(normalise(phrase, fold_case).split() for phrase in phrases(page.text))
             progress(raw.tell(), size)
     words, word_counts = counts.words()
     first, second, pair_counts = counts.word_pairs()
@@ -64,13 +69,21 @@ def count_dump(
     numbers = {"first": first, "second": second, "count": pair_counts}
     table = pa.table({column: values.astype("uint32") for column, values in numbers.items()})
     _write(table, folder / f"counts-pairs-{name}.parquet")
-    table = pa.table({"title": pa.array(sorted(titles), pa.string())})
-    _write(table, folder / f"counts-titles-{name}.parquet")
     return stats
 
 
-def articles(raw: IO[bytes], name: str, stats: Stats) -> Iterator[tuple[str, str]]:
-    """Title and wikitext of each article; counts what was skipped in `stats.counts`."""
+class Page(NamedTuple):
+    """An article, or a redirect to one."""
+
+    title: str
+    target: str
+    """Where a redirect leads, else ""."""
+    text: str
+    """Wikitext; of a redirect there is none."""
+
+
+def pages(raw: IO[bytes], name: str, stats: Stats) -> Iterator[Page]:
+    """Each article and redirect; counts them, and what was skipped, in `stats.counts`."""
     counts = stats.counts
     try:
         for page in mwxml.Dump.from_file(_decompressed(raw, name)):
@@ -78,12 +91,13 @@ def articles(raw: IO[bytes], name: str, stats: Stats) -> Iterator[tuple[str, str
                 counts["other_namespaces"] += 1
             elif page.redirect is not None:
                 counts["redirects"] += 1
+                yield Page(page.title, page.redirect, "")
             else:
                 text = ""
                 for revision in page:  # a pages-articles dump has the newest only
                     text = revision.text or ""
                 counts["articles"] += 1
-                yield page.title, text
+                yield Page(page.title, "", text)
     except (
         EOFError,
         OSError,
@@ -98,6 +112,32 @@ def articles(raw: IO[bytes], name: str, stats: Stats) -> Iterator[tuple[str, str
                 "plain, .bz2 or .gz"
             ) from None
         counts["truncated_files"] += 1
+
+
+class _Titles:
+    """A parquet file of titles, written as they come: an encyclopedia has twenty million."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, _TITLES, compression="zstd")
+        self._rows: list[tuple[str, str]] = []
+
+    def add(self, page: Page) -> None:
+        """One more."""
+        self._rows.append((clean(page.title), clean(page.target)))
+        if len(self._rows) == _TITLES_HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [(), ()]
+        self._writer.write_table(pa.table([pa.array(c, pa.string()) for c in columns], _TITLES))
+        self._rows = []
+
+    def __enter__(self) -> _Titles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
 
 
 def _decompressed(raw: IO[bytes], name: str) -> IO[bytes]:

@@ -19,6 +19,7 @@ from dataset_build.report.published import Absent, Build
 TOP = 30
 CURVE_POINTS = 240
 ZERO_EXAMPLES = 12
+FIRST = 5
 
 
 def coverage(build: Build, packed: Packed | None) -> tuple[dict[str, Any], pa.Table]:
@@ -30,7 +31,7 @@ def coverage(build: Build, packed: Packed | None) -> tuple[dict[str, Any], pa.Ta
     balance = getattr(build.run.config, "balance", None)
     section: dict[str, Any] = {
         "total": queries.num_rows,
-        "by_source": _by_source(queries.column("sources"), steps),
+        "by_source": _by_source(queries, steps, build["queries"].stats.histograms["cut_off"]),
         **{key: getattr(balance, key, None) for key in ("cap", "mode", "spare", "domain_share")},
         "pending": _pending(build, steps),
         "curves": {step: curve(values) for step, values in steps.items() if values is not None},
@@ -147,20 +148,29 @@ def _domains(build: Build, wanted: Sequence[int]) -> dict[int, list[list[Any]]] 
     return found
 
 
-def _by_source(sources: Any, steps: Mapping[str, Counts | None]) -> dict[str, dict[str, Any]]:
-    lists = sources.combine_chunks()
+def _by_source(
+    queries: pa.Table, steps: Mapping[str, Counts | None], cut_off: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    lists = queries.column("sources").combine_chunks()
+    alone = pc.list_value_length(lists).to_numpy(zero_copy_only=False) == 1
     parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     names = pc.dictionary_encode(lists.flatten())
     codes = names.indices.to_numpy(zero_copy_only=False)
+    first = np.flatnonzero(np.diff(parents, prepend=-1))  # of its sources, the one that brought it
     pairs = steps["deduplicated"]
     result: dict[str, dict[str, Any]] = {}
     for code, name in enumerate(names.dictionary.to_pylist()):
-        queries = parents[codes == code]
+        own = parents[codes == code]
         result[name] = {
-            "queries": len(queries),
-            "zero_hit": None if pairs is None else int((pairs[queries] == 0).sum()),
+            "queries": len(own),
+            "alone": int(alone[own].sum()),
+            "brought": int((codes[first] == code).sum()),
+            "first": _texts(queries, own[:FIRST]),
+            "last": _texts(queries, own[FIRST:][-FIRST:]),
+            "cut_off": cut_off.get(name, 0),
+            "zero_hit": None if pairs is None else int((pairs[own] == 0).sum()),
             **{
-                step: _total(None if values is None else values[queries])
+                step: _total(None if values is None else values[own])
                 for step, values in steps.items()
             },
         }

@@ -16,7 +16,9 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
   chose), downloaded, packed. For each there is, null where the build has not come so far:
   - matches {STEP: sum over queries}, covered {STEP: queries with a pair}, effective {STEP:
     exponential of the entropy}, curves {STEP: [[rank, pairs]]}
-  - by_source {source: queries, zero_hit, STEP}
+  - by_source {source: queries (that it names), alone (that no other does), brought (that none
+    before it does), first, last (some texts, in order of admission), cut_off (by queries.limit),
+    zero_hit, STEP}
   - bands [from, to (deduplicated pairs of a query), queries, share_of_STEP]
   - capped: queries (that may select more than the cap), share_of_STEP
   - top [query_id, text, sources, STEP, in_union and in_packed (pairs of the selection and of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def dump(pages: Sequence[tuple[str, int, str]]) -> bytes:
     """A MediaWiki export of (title, namespace, wikitext); "#REDIRECT" texts are redirects."""
     body = []
     for number, (title, namespace, text) in enumerate(pages, 1):
-        redirect = '<redirect title="Other" />' if text.startswith("#REDIRECT") else ""
+        led = re.match(r"#REDIRECT \[\[(.*)\]\]", text)
+        redirect = f'<redirect title="{escape(led[1])}" />' if led else ""
         body.append(
             f"<page><title>{escape(title)}</title><ns>{namespace}</ns><id>{number}</id>{redirect}"
             f"<revision><id>{number}</id><timestamp>2024-01-01T00:00:00Z</timestamp>"
@@ -89,7 +91,7 @@ def sources(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(tmp_path: Path, run_stage: Callable[[Run, Stage], list[Manifest]]) -> Build:
-    """`build(wikipedia=[...], total=5, ...)`: rows of queries.parquet and the statistics."""
+    """`build(wikipedia=[...], limit=5, ...)`: rows of queries.parquet and the statistics."""
 
     def run_build(*, fold_case: bool = True, run: Path | None = None, **settings: Any) -> Built:
         config = Root(text=TextSettings(fold_case=fold_case), queries=QueriesSettings(**settings))

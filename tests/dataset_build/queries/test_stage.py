@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_build.queries import STAGE, QueriesSettings, plan
-from dataset_build.records import QUERIES
+from dataset_build.records import QUERIES, WORDNET
 from dataset_build.text import normalise
 from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.stage import Run
@@ -47,26 +48,30 @@ def test_order_and_merging(sources: Path, build: Build) -> None:
         ("golden retriever", ["bigram", "wordnet"]),
         ("dog runs", ["bigram"]),
         ("the dog", ["bigram"]),
+        ("Canis familiaris", ["wordnet"]),
         ("awake", ["wordnet"]),
+        ("domestic dog", ["wordnet"]),
         ("entity", ["wordnet"]),
         ("well-lit", ["wordnet"]),
     ]
-    assert [row["query_id"] for row in rows] == [row["rank"] for row in rows] == list(range(16))
+    assert [row["query_id"] for row in rows] == [row["rank"] for row in rows] == list(range(18))
     assert all(row["norm"] == normalise(row["text"]) for row in rows)
     by_text = {row["text"]: row for row in rows}
     assert by_text["dog"]["word_count"] == 9
-    assert by_text["dog"]["views"] == 80
+    assert by_text["dog"]["views"] == 80 + 80  # those of Hound, a redirect, too
     assert by_text["golden retriever"]["pair_count"] == 6
     assert by_text["dog"]["pmi"] is None
+    assert (by_text["dog"]["synsets"], by_text["the"]["synsets"]) == (1, None)
     assert stats.rows_out == len(rows)
-    assert stats.histograms["admitted_by"] == {"file": 1, "word": 5, "bigram": 7, "wordnet": 3}
+    assert stats.histograms["admitted_by"] == {"file": 1, "word": 5, "bigram": 7, "wordnet": 5}
     dropped = stats.dropped
-    assert dropped["not_an_article"] == 2  # a redirect, and no page of the dump
+    assert dropped["not_an_article"] == 1  # no page of the dump
     assert dropped["below_min_views"] == 1  # Mercury (planet): 30 + 39
     assert dropped["disambiguation_page"] == 1
     assert dropped["no_letter_or_number"] == 1
     assert dropped["duplicate"] == 5
     assert stats.counts["malformed_lines"] == 1
+    assert stats.counts["redirected_titles"] == 1
 
 
 def test_pmi_is_that_of_the_paper(sources: Path, build: Build) -> None:
@@ -86,12 +91,51 @@ def test_disambiguators_are_no_part_of_the_name(sources: Path, build: Build) -> 
 
 
 def test_limits(sources: Path, build: Build) -> None:
-    rows, stats = build(**{**everything(sources), "max_bigrams": 2, "max_titles": 0, "total": 9})
+    rows, stats = build(**{**everything(sources), "max_bigrams": 2, "max_titles": 0})
     texts = [row["text"] for row in rows]
-    assert texts[6:] == ["an arch", "has an", "awake"]
+    assert texts[6:10] == ["an arch", "has an", "Canis familiaris", "awake"]
     assert stats.dropped["over_max_bigrams"] == 5
     assert stats.dropped["over_max_titles"] == 1  # St. Louis, whose bigram is over the limit
-    assert stats.dropped["over_total"] == 3
+
+
+@pytest.mark.parametrize("limit", range(7, 20))
+def test_the_list_has_as_many_as_asked_for_and_all_of_wordnet(
+    sources: Path, build: Build, limit: int
+) -> None:
+    rows, _ = build(**everything(sources))
+    everything_else = [row["text"] for row in rows if "wordnet" not in row["sources"]]
+    cut, stats = build(**everything(sources), limit=limit, run=sources / "cut")
+    assert len(cut) == min(limit, len(rows))
+    assert stats.dropped["over_limit"] >= len(rows) - len(cut)
+    wordnet = [[r["text"] for r in kept if "wordnet" in r["sources"]] for kept in (rows, cut)]
+    assert sorted(wordnet[0]) == sorted(wordnet[1])
+    others = [row["text"] for row in cut if "wordnet" not in row["sources"]]
+    assert others == everything_else[: len(others)]
+
+
+def test_a_limit_below_wordnet_is_an_error(sources: Path, build: Build) -> None:
+    with pytest.raises(ConfigError, match=r"queries\.limit is 6, and WordNet alone has 7"):
+        build(**everything(sources), limit=6)
+
+
+def test_wordnets_relations_are_written_beside_the_queries(sources: Path, build: Build) -> None:
+    rows, stats = build(**{**everything(sources), "wordnet": [str(sources)]})
+    table = pq.read_table(sources / "run/queries/out/wordnet.parquet")
+    assert table.schema.equals(WORDNET)
+    texts = {None: None} | {row["query_id"]: row["text"] for row in rows}
+    known = [
+        (r["synset"], r["lemmas"], [texts[i] for i in r["query_ids"]], r["hypernyms"], r["depth"])
+        for r in table.to_pylist()
+    ]
+    dog = ["dog", "domestic dog", "Canis familiaris"]
+    assert known == [
+        ("00001740-a", ["awake"], ["awake"], [], 0),
+        ("00001740-n", ["entity"], ["entity"], [], 0),
+        ("00014490-a", ["well-lit"], ["well-lit"], [], 0),
+        ("02084071-n", dog, dog, ["00001740-n"], 1),
+        ("02099601-n", ["golden retriever"], ["golden retriever"], ["02084071-n"], 2),
+    ]
+    assert stats.counts["synsets"] == 5
 
 
 @pytest.mark.parametrize("source", ["wordnet", "file", "page_views"])
@@ -99,7 +143,10 @@ def test_one_source_is_enough(sources: Path, build: Build, source: str) -> None:
     given = everything(sources)
     rows, stats = build(**{source: given[source]})
     expected = {
-        "wordnet": ["awake", "dog", "entity", "golden retriever", "well-lit"],
+        "wordnet": [
+            *("Canis familiaris", "awake", "dog", "domestic dog", "entity", "golden retriever"),
+            "well-lit",
+        ],
         "file": ["Golden Gate Bridge"],
         "page_views": ["Nowhere", "Dog", "Hound", "St. Louis"],
     }
@@ -132,7 +179,7 @@ def test_another_threshold_counts_no_dump_again(sources: Path) -> None:
         return [p.fingerprint for p in STAGE.planned(Run(sources / "run", config), 0, 0)]
 
     before = fingerprints()
-    assert fingerprints(min_word_count=7, total=9, wordnet=[]) == before
+    assert fingerprints(min_word_count=7, limit=9, wordnet=[]) == before
     assert fingerprints(max_words_held=5) != before
     after = fingerprints(wiki="de")
     assert after[0] == before[0]
@@ -166,8 +213,6 @@ def test_dump_cut_off_is_labelled(sources: Path, build: Build) -> None:
 
 
 def test_schema(sources: Path, build: Build) -> None:
-    import pyarrow.parquet as pq
-
     build(**everything(sources))
     assert pq.read_schema(sources / "run/queries/out/queries.parquet").equals(QUERIES)
 

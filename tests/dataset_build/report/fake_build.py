@@ -135,7 +135,8 @@ class FakeBuild:
             for q in range(self.queries)
         ]
         table = pa.Table.from_pylist(rows, schema=records.QUERIES)
-        stats = Stats(self.queries + 1234, self.queries, Counter(too_rare=1200, beyond_limit=34))
+        stats = Stats(self.queries + 1234, self.queries, Counter(too_rare=1200, over_limit=34))
+        stats.observe("cut_off", "title", 34)
         self.publish("queries", lambda f: pq.write_table(table, f / "queries.parquet"), stats)
 
     def make_extract(self) -> None:

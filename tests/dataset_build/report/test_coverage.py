@@ -146,6 +146,12 @@ def test_sources_count_every_query_that_names_them(fake_build: FakeBuild) -> Non
         "title": quarter,
         "wordnet": quarter,
     }
+    word = section["by_source"]["word"]
+    assert (word["alone"], word["brought"], word["cut_off"]) == (quarter, quarter, 0)
+    assert word["first"] == [f"query {n}" for n in (0, 2, 4, 6, 8)]
+    assert word["last"][-1] == f"query {fake_build.queries - 2}"
+    title = section["by_source"]["title"]
+    assert (title["alone"], title["brought"], title["cut_off"]) == (0, quarter, 34)
     bigram = section["by_source"]["bigram"]
     counts = fake_build.counts.astype(int)
     assert bigram["raw"] == fake_build.raw[1::4].sum()
