@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import socket
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import pycurl
 import pytest
 from PIL import Image
 
+from dataset_build.download import connection
 from tests.dataset_build.download.conftest import picture
 
 
@@ -121,9 +123,13 @@ def test_the_transport_is_exchanged_and_nothing_else_is_asked(
 def test_the_resizers_arguments_and_answers(staging: Any) -> None:
     assert {
         *("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality"),
-        *("min_image_size", "max_image_area", "max_aspect_ratio"),
+        *("min_image_size", "max_image_area", "max_aspect_ratio", "blurrer"),
     } <= set(parameters(staging.Resizer.__init__))
     assert parameters(staging.Resizer.__call__) == ["self", "img_stream", "blurring_bbox_list"]
+    # Its code runs with others of these.
+    ours = {"A", "cv2", "SuppressStdoutStderr"}
+    assert ours <= set(staging.Resizer.__call__.__code__.co_names)
+    assert ours <= vars(staging.img2dataset.resizer).keys()
     limits = {"min_image_size": 16, "max_image_area": 4000, "max_aspect_ratio": 2}
     resizer = staging.Resizer(32, "keep_ratio", True, **limits)
     answers = {
@@ -147,20 +153,14 @@ def test_the_resizers_arguments_and_answers(staging: Any) -> None:
     assert set(choices) == set(ResizeMode.__members__)
 
 
-CURL_OPTIONS = [
-    *("SHARE", "NOSIGNAL", "PROTOCOLS", "FOLLOWLOCATION", "HTTP_VERSION", "PROXY", "NOPROXY"),
-    *("USERAGENT", "HTTPHEADER", "MAXCONNECTS", "BUFFERSIZE", "MAXFILESIZE_LARGE"),
-    *("LOW_SPEED_LIMIT", "LOW_SPEED_TIME", "OPENSOCKETFUNCTION", "HEADERFUNCTION"),
-    *("WRITEFUNCTION", "XFERINFOFUNCTION", "NOPROGRESS", "CONNECT_TO", "URL", "TIMEOUT_MS"),
-    *("CONNECTTIMEOUT_MS", "REDIRECT_URL", "SOCKET_BAD", "SH_SHARE", "LOCK_DATA_DNS"),
-    *("LOCK_DATA_SSL_SESSION", "PROTO_HTTP", "PROTO_HTTPS", "CURL_HTTP_VERSION_1_1"),
-    *("E_URL_MALFORMAT", "E_COULDNT_RESOLVE_HOST", "E_COULDNT_CONNECT", "E_OPERATION_TIMEDOUT"),
-    *("E_FILESIZE_EXCEEDED", "E_PARTIAL_FILE", "E_GOT_NOTHING", "E_SEND_ERROR", "E_RECV_ERROR"),
-    *("E_UNSUPPORTED_PROTOCOL", "E_ABORTED_BY_CALLBACK"),
-]
+def curl_names() -> list[str]:
+    """What the package takes from pycurl that is a number."""
+    folder = Path(connection.__file__).parent
+    sources = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    return sorted(set(re.findall(r"\bpycurl\.([A-Z][A-Z0-9_]+)", sources)))
 
 
-@pytest.mark.parametrize("name", CURL_OPTIONS)
+@pytest.mark.parametrize("name", curl_names())
 def test_pycurl_has_what_we_set(name: str) -> None:
     assert isinstance(getattr(pycurl, name), int)
 
