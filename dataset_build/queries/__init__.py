@@ -7,6 +7,7 @@ task each; one more task assembles the list.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +25,8 @@ class QueriesSettings(Settings):
 
     wikipedia: tuple[str, ...] = ()
     """Wikipedia dumps, `pages-articles` XML (plain, .bz2, .gz): patterns of paths, or of a stage's
-    outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each."""
+    outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each; so is
+    a multistream dump whose index lies beside it, as Wikimedia names it."""
     page_views: tuple[str, ...] = ()
     """Wikimedia's hourly page view files (`pageviews-*.gz`). With a dump, only titles of its
     articles count, and views of a redirect for the article that it leads to."""
@@ -32,6 +34,8 @@ class QueriesSettings(Settings):
     """WordNet's data files, or their folder, e.g. `/usr/share/wordnet`."""
     file: tuple[str, ...] = ()
     """Your own queries, one a line, UTF-8 (plain or .gz); they come before all others."""
+    bytes_per_task: int = Field(default=256 << 20, gt=0)
+    """Bytes of a multistream dump that one task counts: some twenty minutes."""
     wiki: str = "en"
     """Name of the wiki in the page view files; its mobile site is added."""
     min_word_count: int = Field(default=100, gt=0)
@@ -60,8 +64,9 @@ class QueriesSettings(Settings):
     # assembles anew in a minute, and counts no dump again.
     operational: ClassVar[frozenset[str]] = frozenset(
         [
-            "wikipedia", "page_views", "wordnet", "file", "wiki", "min_word_count", "max_bigrams",
-            "min_bigram_count", "min_bigram_pmi", "max_titles", "min_views", "limit",
+            "wikipedia", "bytes_per_task", "page_views", "wordnet", "file", "wiki",
+            "min_word_count", "max_bigrams", "min_bigram_count", "min_bigram_pmi", "max_titles",
+            "min_views", "limit",
         ]
     )  # fmt: skip
 
@@ -73,16 +78,29 @@ def plan(run: Run) -> list[Task]:
         raise ConfigError(
             "queries: no source is set; give at least one of wikipedia, page_views, wordnet, file"
         )
-    tasks = [
-        Task("queries", index, (dump,), {"step": "wikipedia"})
-        for index, dump in enumerate(_found(run, "wikipedia"))
-    ]
+    tasks: list[Task] = []
+    for dump in _found(run, "wikipedia"):
+        for bounds in _parts(run.path(dump), settings.bytes_per_task):
+            params = {"step": "wikipedia", **bounds}
+            tasks.append(Task("queries", len(tasks), (dump,), params))
     views = _found(run, "page_views")
     for start in range(0, len(views), _FILES_A_TASK):
         reads = tuple(views[start : start + _FILES_A_TASK])
         params = {"step": "page_views", "wiki": settings.wiki}
         tasks.append(Task("queries", len(tasks), reads, params))
     return tasks
+
+
+def _parts(dump: Path, most: int) -> list[dict[str, list[int]]]:
+    """What of a dump each task reads: all of it, or a range of bytes of a multistream dump."""
+    from dataset_build.queries.multistream import is_multistream
+
+    size = dump.stat().st_size
+    if size <= most or not is_multistream(dump):
+        return [{}]
+    parts = -(-size // most)
+    edges = [part * size // parts for part in range(parts + 1)]
+    return [{"bytes": [first, last]} for first, last in itertools.pairwise(edges)]
 
 
 def plan_assembly(run: Run) -> list[Task]:
@@ -122,6 +140,7 @@ def work(attempt: Attempt) -> Stats:
             max_words=settings.max_words_held,
             max_pairs=settings.max_pairs_held,
             progress=progress,
+            bounds=tuple(params["bytes"]) if "bytes" in params else None,
         )
     if params["step"] == "page_views":
         from dataset_build.queries.page_views import count_views

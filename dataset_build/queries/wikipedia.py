@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_build.queries.counts import WordCounts
+from dataset_build.queries.multistream import Part
 from dataset_build.queries.wikitext import phrases
 from dataset_build.text import clean, normalise
 from pipeline.config import UserError
@@ -38,8 +39,10 @@ def count_dump(
     max_words: int,
     max_pairs: int,
     progress: Callable[[int, int], None],
+    bounds: tuple[int, int] | None = None,
 ) -> Stats:
-    """Write `counts-{words,pairs,titles}-NAME.parquet` for one dump into `folder`.
+    """Write `counts-{words,pairs,titles}-NAME.parquet` for one dump into `folder`; with `bounds`,
+    for the streams of a multistream dump that begin within, bytes of the file.
 
     Titles are in the dump's order, with the target of those that are redirects.
 
@@ -48,12 +51,13 @@ def count_dump(
     """
     counts = WordCounts(max_words, max_pairs)
     stats = Stats()
-    size = path.stat().st_size
+    first_byte, last_byte = bounds or (0, path.stat().st_size)
+    bytes_read = last_byte - first_byte
     with path.open("rb") as raw, _Titles(folder / f"counts-titles-{name}.parquet") as titles:
-        for page in pages(raw, path.name, stats):
+        for page in pages(raw, path.name, stats, bounds):
             titles.add(page)
             counts.add(normalise(phrase, fold_case).split() for phrase in phrases(page.text))
-            progress(raw.tell(), size)
+            progress(raw.tell() - first_byte, bytes_read)
     words, word_counts = counts.words()
     first, second, pair_counts = counts.word_pairs()
     stats.counts["words_read"] = counts.total_words
@@ -82,11 +86,14 @@ class Page(NamedTuple):
     """Wikitext; of a redirect there is none."""
 
 
-def pages(raw: IO[bytes], name: str, stats: Stats) -> Iterator[Page]:
+def pages(
+    raw: IO[bytes], name: str, stats: Stats, bounds: tuple[int, int] | None = None
+) -> Iterator[Page]:
     """Each article and redirect; counts them, and what was skipped, in `stats.counts`."""
     counts = stats.counts
     try:
-        for page in mwxml.Dump.from_file(_decompressed(raw, name)):
+        stream = Part(raw, *bounds, stats) if bounds else _decompressed(raw, name)
+        for page in mwxml.Dump.from_file(stream):
             if page.namespace != 0:
                 counts["other_namespaces"] += 1
             elif page.redirect is not None:
