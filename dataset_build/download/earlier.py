@@ -65,7 +65,8 @@ class Earlier:
                 tars = (o.name for o in manifest.outputs if o.name.endswith(".tar"))
                 self.tars.update({name: store / name for name in tars})
             for row in rows:
-                if settings.asks_again(row["status"], row["fetched"].timestamp()):
+                moment = row["fetched"]  # what was removed has none
+                if moment and settings.asks_again(row["status"], moment.timestamp()):
                     continue
                 # Several may know a pair or an address: a picture is better than none.
                 for known, key in ((self.by_uid, row["uid"]), (self.by_address, row["uid"][:8])):
