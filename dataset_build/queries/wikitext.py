@@ -19,7 +19,8 @@ _CLOSED = (
 )
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _ELEMENT = re.compile(
-    rf"<({_CLOSED})\b(?:[^<>]*/>|[^<>]*>.*?(?:</\1\s*>|(?=\n==)|\Z))", re.DOTALL | re.IGNORECASE
+    rf"<({_CLOSED})\b(?:[^<>]*/>|[^<>]*>(.*?)(?:</\1\s*>|(?=\n==)|\Z))",
+    re.DOTALL | re.IGNORECASE,
 )
 _NESTED = re.compile(r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
@@ -42,12 +43,20 @@ def phrases(wikitext: str) -> Iterator[str]:
 def plain_text(wikitext: str) -> str:
     """What a reader sees of the running text; lines stay lines."""
     text = _COMMENT.sub("", wikitext)
-    text = _ELEMENT.sub(" ", text)
+    text = _ELEMENT.sub(_captions, text)
     text = _without_nesting(text)
     text = _TAG.sub(" ", text)
     text = _ADDRESS.sub(" ", text)
     text = _EMPHASIS.sub("", text)
     return html.unescape(text).replace("\u00a0", " ")
+
+
+def _captions(element: re.Match[str]) -> str:
+    """What an element leaves behind: a gallery its pictures' captions, all others a space."""
+    if element[1].lower() != "gallery" or not element[2]:
+        return " "
+    lines = _without_nesting(element[2]).splitlines()  # "File:A.jpg|A dog", a picture a line
+    return "\n".join(_caption(line.partition("|")[2]) for line in lines)
 
 
 def _without_nesting(text: str) -> str:
@@ -96,11 +105,16 @@ _DROPPED = re.compile(
 )
 
 
+def _caption(options: str) -> str:
+    """What is written below a picture, the last of what its link says; "" for none."""
+    caption = options.rpartition("|")[2]
+    return "" if _OPTION.fullmatch(caption) else caption
+
+
 def _label(inner: str) -> str:
     target, bar, label = inner.partition("|")
     if _PICTURE.match(target):
-        label = label.rpartition("|")[2]
-        return " " if _OPTION.fullmatch(label) else f"\n{label}\n"  # its words are no neighbours
+        return f"\n{_caption(label)}\n"  # no neighbours of the words around
     if _DROPPED.match(target):
         return " "
     if not bar:

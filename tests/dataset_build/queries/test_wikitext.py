@@ -25,6 +25,11 @@ from dataset_build.queries.wikitext import phrases, plain_text
         ("{{a|{|\n|x\n|}}} text", "text"),
         ("a<ref name=x>[http://x.example y]</ref> b<ref name=x /> c", "a b c"),
         ("<math>\\frac{a}{b}</math> x <gallery>\nFile:x\n</gallery>", "x"),
+        (
+            "<gallery mode=x>\nFile:a.jpg|A [[dog|hound]]\nb.png|alt=x|B {{c}}\n</gallery>",
+            "A hound B",
+        ),
+        ("x <GALLERY>\nFile:a.jpg|A dog\n\n== Head ==\ntext", "x A dog == Head == text"),
         ("a <!-- hidden [[ --> b", "a b"),
         ("see [http://x.example the site] and https://y.example/z", "see the site] and"),
         ("5&nbsp;km &amp; 3 &lt; 4<br />x", "5 km & 3 < 4 x"),
