@@ -10,11 +10,15 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def identity(setting: str, function: str) -> str:
@@ -32,7 +36,7 @@ def identity(setting: str, function: str) -> str:
     except ImportError as error:
         raise ConfigError(f"{key}: {error}; install it, or {_HINT}") from None
     if found is None or found.origin is None or not found.origin.endswith(".py"):
-        raise ConfigError(f"{key}: there is no module {module!r}; install it, or {_HINT}")
+        raise ConfigError(f"{key}: no module {module!r} in Python is there; install it, or {_HINT}")
     source = Path(found.origin).read_bytes()
     if attribute not in (names := _names(ast.parse(source).body)):
         listed = ", ".join(sorted(names)) or "no names"
@@ -47,6 +51,19 @@ def load(setting: str, function: str, planned: str) -> Callable[..., Any]:
     module, _, attribute = function.partition(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return loaded
+
+
+@contextmanager
+def called(setting: str) -> Iterator[None]:
+    """While a function is called. Raises `ConfigError` naming the setting for whatever it raises,
+    and logs where."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("%s", setting)
+        raise ConfigError(
+            f"{setting}: its function failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 _HINT = "run from the folder that holds it"

@@ -96,6 +96,8 @@ def load(
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except ValueError as error:  # what looks like a date is made one
+        raise ConfigError(f"{path}: there is a date in it that is none: {error}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected `section:` headings, found {type(values).__name__}")
@@ -158,6 +160,8 @@ def _apply(override: str, values: dict[str, Any]) -> str:
         section[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{override}: the value is not valid YAML") from None
+    except ValueError as error:  # what looks like a date is made one
+        raise ConfigError(f"{override}: {error}") from None
     return key
 
 
@@ -209,11 +213,21 @@ def _explain(error: ErrorDetails, schema: type[Settings], origin: dict[str, str]
     message = error["msg"]
     if error["type"] == "extra_forbidden":
         message = f"no such key; {_hint(path, schema)}"
+    elif error["type"] == "model_type" and (section := _at(path, schema)):
+        message = f"a section, not a value; its keys are {', '.join(sorted(section.model_fields))}"
     elif named := error.get("ctx", {}).get("keys"):
         keys = [f"{key}.{name}".strip(".") for name in named]
         key = next((key for key in keys if key in origin), keys[0])
     where = origin.get(_written(key, origin), file)
     return ": ".join(part for part in (where, key, message.removeprefix("Value error, ")) if part)
+
+
+def _at(path: Sequence[str], schema: type[Settings]) -> type[Settings] | None:
+    """The section at a path, if it is one."""
+    section: Any = schema
+    for part in path:
+        section = _section(section, part)
+    return section if isinstance(section, type) else None
 
 
 def _written(key: str, origin: dict[str, str]) -> str:

@@ -11,7 +11,17 @@ from pydantic import Field, model_validator
 
 import sample_web.stage
 import train.stages
-from dataset_build import balance, dedup, download, extract, match, pack, queries, screen
+from dataset_build import (
+    balance,
+    dedup,
+    download,
+    extract,
+    functions,
+    match,
+    pack,
+    queries,
+    screen,
+)
 from dataset_build.balance import BalanceSettings
 from dataset_build.dedup import DedupSettings
 from dataset_build.download import DownloadSettings
@@ -108,6 +118,19 @@ def fetches_anonymously(config: Config) -> bool:
     names = [stage.name for stage in BUILD]
     fetches = names.index(config.until) >= names.index(download.STAGE.name)
     return fetches and config.sample_web is None and not config.download.contact
+
+
+def check_functions(config: Config) -> None:
+    """Raises `ConfigError` if a function that the settings name is not there: better now than when
+    a stage of days has ended."""
+    named = {
+        f"screen.scores.{name}.function": score.function
+        for name, score in config.screen.scores.items()
+    }
+    if config.download.blur:
+        named["download.blur"] = config.download.blur
+    for setting, function in named.items():
+        functions.identity(setting, function)
 
 
 def build_stages(config: Config) -> Sequence[Stage]:

@@ -125,7 +125,7 @@ def read(folder: Path) -> list[StageStatus]:
     """The stages of a run in order. Raises `MissingInput` if `folder` holds no run."""
     try:
         rows = json.loads((folder / "stages.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(
             f"{folder}: no run here; start one with `make build-dataset RUN={folder}` or, on a"
             f" dataset that is there, `make train RUN={folder}`"

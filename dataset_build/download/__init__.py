@@ -9,6 +9,7 @@ The work is in `shard.py`; this module is what every command imports, so it stay
 from __future__ import annotations
 
 import ipaddress
+import re
 from datetime import datetime, timezone
 from typing import ClassVar, Literal
 
@@ -117,7 +118,7 @@ class DownloadSettings(Settings):
     """Never enlarge."""
     encode_quality: int = Field(90, ge=1, le=100)
     """Quality of the stored JPEG. 95 takes 43 % more bytes; see docs/download.md."""
-    blur: str = Field("", pattern=r"^([\w.]+:\w+)?$")
+    blur: str = ""
     """What shall not be recognised, such as faces: `package.module:function`, importable from the
     folder that the build is started in. It takes a picture (uint8 [height, width, 3], RGB, as the
     server sent it) and returns boxes, [left, top, right, bottom] each, as shares of its width and
@@ -128,6 +129,13 @@ class DownloadSettings(Settings):
     expected: tuple[str, ...] = ()
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""
+
+    @field_validator("blur")
+    @classmethod
+    def _is_function(cls, name: str) -> str:
+        if not re.fullmatch(r"([\w.]+:\w+)?", name):
+            raise ValueError("not of the form package.module:function")
+        return name
 
     @field_validator("domain_limits")
     @classmethod

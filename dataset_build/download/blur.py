@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dataset_build import functions
 from pipeline.config import ConfigError
 
 Find = Callable[[npt.NDArray[np.uint8]], Any]
@@ -25,11 +26,12 @@ _MARGIN = 0.1  # of the longer side of a box, all around it
 def found(find: Find, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """What `find` finds in a picture, grey [height, width] or BGR [height, width, 3].
 
-    Raises `ConfigError` if that is no boxes, and whatever `find` raises.
+    Raises `ConfigError` if that is no boxes, or if `find` fails.
     """
     grey = picture.ndim == 2
     rgb: Any = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB if grey else cv2.COLOR_BGR2RGB)
-    boxes = np.asarray(find(rgb), np.float64)
+    with functions.called("download.blur"):
+        boxes = np.atleast_1d(np.asarray(find(rgb), np.float64))
     left_top, right_bottom = boxes[..., :2], boxes[..., 2:]
     if boxes.size and not (
         boxes.shape[1:] == (4,)

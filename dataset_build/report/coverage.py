@@ -31,7 +31,9 @@ def coverage(build: Build, packed: Packed | None) -> tuple[dict[str, Any], pa.Ta
     balance = getattr(build.run.config, "balance", None)
     section: dict[str, Any] = {
         "total": queries.num_rows,
-        "by_source": _by_source(queries, steps, build["queries"].stats.histograms["cut_off"]),
+        "by_source": _by_source(
+            queries, steps, build["queries"].stats.histograms.get("cut_off", {})
+        ),
         **{key: getattr(balance, key, None) for key in ("cap", "mode", "spare", "domain_share")},
         "pending": _pending(build, steps),
         "curves": {step: curve(values) for step, values in steps.items() if values is not None},

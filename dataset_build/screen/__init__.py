@@ -59,7 +59,10 @@ class ScreenSettings(Settings):
     listed_distance: int = Field(31, ge=0, le=31)
     """Bits of 256 up to which a picture counts as one of `lists.….perceptual`."""
     scores: dict[Name, ScoreSettings] = Field(default_factory=dict)
-    """Scores of every picture by functions of your own, by name."""
+    """Scores of every picture, by name: `{sharp: {function: "package.module:name", at_least: 9}}`.
+    A function is given a list of pictures (uint8 [height, width, 3], RGB) and a list of their
+    captions, and returns a number for each; pictures below `at_least` or above `at_most` are
+    dropped."""
 
     @model_validator(mode="after")
     def _some_limit(self) -> ScreenSettings:

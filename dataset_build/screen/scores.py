@@ -46,7 +46,8 @@ def score(
     the score if it is not a value each."""
     found = {}
     for name, function in loaded.items():
-        values = np.asarray(function(pictures, texts))
+        with functions.called(setting(name.removeprefix(column("")))):
+            values = np.asarray(function(pictures, texts))
         if values.shape != (len(pictures),) or values.dtype.kind not in "fiub":
             raise ConfigError(
                 f"screen.scores.{name.removeprefix(column(''))}: its function returned "

@@ -44,6 +44,8 @@ def open_run(options: argparse.Namespace) -> tuple[Run, Config]:
         raise ConfigError("\n".join(unset))
     if options.command == "build" and recipe.fetches_anonymously(config):
         raise ConfigError(f"{options.config}: {NO_CONTACT}")
+    if options.command == "build":
+        recipe.check_functions(config)
     return Run(options.run.absolute(), config), config
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import config as configuration
 from pipeline import status
 from pipeline.commands import advance
-from pipeline.config import MissingInput
+from pipeline.config import ConfigError, MissingInput
 from pipeline.lock import RunInUse, refuse_others
 from pipeline.stage import Run
 from pipeline.stop import EXIT_STOPPED
@@ -43,7 +43,10 @@ def purge(options: argparse.Namespace) -> int:
     run = Run(options.run.absolute(), config)
     paths = [*options.lists, *(removal.carried(options.other) if options.other else ())]
     if paths:
-        request = removal.ask(run, removal.read(paths), options.reason)
+        asked = removal.read(paths)
+        if not any(asked.entries.values()):
+            raise ConfigError(f"{', '.join(map(str, paths))}: nothing is named there to be removed")
+        request = removal.ask(run, asked, options.reason)
         purging.show_uids(run.folder)
         for kind, samples in request.found.items():
             if samples:
@@ -53,6 +56,8 @@ def purge(options: argparse.Namespace) -> int:
             logging.info("%d entries name nothing that is here; should it come, it is left out: %s",
                          len(request.unknown), some)  # fmt: skip
         logging.info("in force: %s", run.folder / "removed" / f"{request.number:06d}")
+    else:
+        logging.info("no list is given: what was asked for before is carried out")
     if options.later:
         logging.info("files are changed by the next `make build-dataset` or `make purge`")
         return 0

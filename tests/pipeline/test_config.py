@@ -123,6 +123,9 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
         ("rate: 1\n", ["rate.x=3"], "rate.x=3: 'rate' is a value, not a section"),
         ("rate: 1\nrate: 2\n", [], "{path}:2: rate: already set in line 1"),
         ("a: [\n", [], "{path}:2: not valid YAML"),
+        ("a: 2026-13-45\n", [], "{path}: there is a date in it that is none: month must be"),
+        ("{}", ["rate=2026-02-31"], "rate=2026-02-31: day is out of range for month"),
+        ("{}", ["balance=x"], "balance=x: balance: a section, not a value; its keys are cap, thre"),
         ("- a\n", [], "{path}:1: expected `section:` headings, found list"),
         (
             "name: ${NOT_SET_ANYWHERE}\n",

@@ -33,6 +33,15 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_list_that_names_nothing_is_no_request(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "list.txt").write_text("# nothing yet\n\n")
+    assert main(["purge", str(run), str(run.parent / "list.txt")]) == 2
+    assert "list.txt: nothing is named there to be removed" in capsys.readouterr().err
+    assert not (run / "removed").exists()
+
+
 def test_later_puts_it_in_force_and_changes_no_file(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,8 @@ def test_pictures_are_stored_without_what_a_function_finds(downloads: Downloads)
 
 
 def test_a_function_that_fails_fails_the_task_and_no_picture(downloads: Downloads) -> None:
-    with pytest.raises(AttributeError, match="nothing"):
+    failed = r"download\.blur: its function failed: AttributeError: .*nothing"
+    with pytest.raises(ConfigError, match=failed):
         downloads("finders:broken")
     with pytest.raises(ConfigError, match=r"download\.blur: its function returned \[1\.0\]"):
         downloads("finders:wrong")

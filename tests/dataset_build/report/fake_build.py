@@ -69,6 +69,7 @@ class FakeBuild:
         balance: BalanceSettings | None = None,
     ) -> None:
         self.run = Run(folder, Config(balance=balance or BalanceSettings()))
+        self.cut_off = 34  # titles, by the limit
         self.delta: tuple[int, int] | None = (17, 5)  # pairs that came and that went
         self.screened: dict[str, dict[str, int]] = {
             "evaluation_set:imagenet": {"pictures": 90, "undecodable": 2},
@@ -136,7 +137,8 @@ class FakeBuild:
         ]
         table = pa.Table.from_pylist(rows, schema=records.QUERIES)
         stats = Stats(self.queries + 1234, self.queries, Counter(too_rare=1200, over_limit=34))
-        stats.observe("cut_off", "title", 34)
+        if self.cut_off:
+            stats.observe("cut_off", "title", self.cut_off)
         self.publish("queries", lambda f: pq.write_table(table, f / "queries.parquet"), stats)
 
     def make_extract(self) -> None:

@@ -161,6 +161,13 @@ def test_sources_count_every_query_that_names_them(fake_build: FakeBuild) -> Non
     assert bigram["downloaded"] is None and bigram["packed"] is None
 
 
+def test_a_limit_may_cut_off_nothing(fake_build: FakeBuild) -> None:
+    fake_build.cut_off = 0
+    fake_build.through("balance")
+    section = gather(fake_build.run, STAGES).report["queries"]
+    assert [row["cut_off"] for row in section["by_source"].values()] == [0, 0, 0, 0]
+
+
 def test_before_balancing_there_are_the_queries_alone(fake_build: FakeBuild) -> None:
     fake_build.through("match")
     section = gather(fake_build.run, STAGES).report["queries"]

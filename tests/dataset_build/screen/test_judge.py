@@ -162,7 +162,10 @@ def test_a_changed_function_is_asked_again(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("nothing_such:score", "there is no module 'nothing_such'; install it, or run from"),
+        (
+            "nothing_such:score",
+            "no module 'nothing_such' in Python is there; install it, or run from",
+        ),
         ("nothing.such:score", "No module named 'nothing'"),
         ("my_scores", "is not of the form package.module:function"),
         ("my_scores:missing", "but not 'missing'"),
@@ -181,7 +184,7 @@ def test_functions_that_cannot_be_used_are_named(
 
 
 def test_no_function_can_change_what_the_next_one_sees(pool: Pool, scoring: str) -> None:
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ConfigError, match=r"scores\.mine.*read-only"):
         pool.screen(PAIRS[:1], 1, scores={"mine": {"function": f"{scoring}:blackened"}})
 
 

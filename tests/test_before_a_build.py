@@ -1,4 +1,4 @@
-"""Nobody else's servers are asked before they are told who asks."""
+"""What a build ends for before it begins: nobody told who asks, a function that is not there."""
 
 from __future__ import annotations
 
@@ -35,4 +35,17 @@ def test_such_a_build_ends_before_it_begins(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{REAL}: download.contact is not set" in done.stderr
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["download.blur=no_such:finder", "screen.scores={a: {function: 'no_such:score'}}"]
+)
+def test_so_does_one_whose_functions_are_not_there(tmp_path: Path, setting: str) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pipeline", "build", "configs/sample.yaml"]
+    command += ["--run", str(run), setting]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no module 'no_such' in Python is there" in done.stderr
     assert not run.exists()
