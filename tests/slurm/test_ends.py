@@ -44,7 +44,9 @@ def test_tasks_that_raise_die_or_take_too_much_memory_are_tried_again(toy_run: T
 
 
 def test_a_job_that_slurm_kills_for_memory_says_so_and_what_to_raise(toy_run: ToyRun) -> None:
-    toy_run.configure({"count": 1}, {"attempts": 1, "default": {"memory_gb": 0.02}})
+    # By itself a task of these is over so soon that nobody may have looked.
+    numbers = {"count": 1, "faults": {0: "memory"}}
+    toy_run.configure(numbers, {"attempts": 1, "default": {"memory_gb": 0.02}})
     code, said = toy_run.build("--wait")
     assert code == 4, said
     # By slurmd, or by the executor in the job, whichever looks first.
