@@ -122,7 +122,9 @@ class DownloadSettings(Settings):
     """What shall not be recognised, such as faces: `package.module:function`, importable from the
     folder that the build is started in. It takes a picture (uint8 [height, width, 3], RGB, as the
     server sent it) and returns boxes, [left, top, right, bottom] each, as shares of its width and
-    height; what is in them is blurred before it is stored. `dataset_build.faces:boxes` is one."""
+    height; what is in them is blurred before it is stored. `dataset_build.faces:boxes` is one. Load
+    a model when the module is imported: once pictures are fetched, nothing may be unpickled, no
+    program started and no file written outside the run."""
     ask_again_before: datetime | None = None
     """What failed before this moment, and may have passed by now, is asked for once more: a date
     (UTC), or a time as `2026-11-29T18:00:00Z`. By default nothing is ever asked for twice."""

@@ -11,7 +11,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -129,7 +129,8 @@ def _decoded(data: npt.NDArray[np.uint8], flags: int) -> Any:
 def _hushed() -> Iterator[None]:
     """Let decoders write nowhere: their warnings, on file descriptor 2, name no picture.
 
-    So does our log, which waits meanwhile: img2dataset would lose what other threads write.
+    So does our log, which waits meanwhile: img2dataset would lose what other threads write. So
+    nothing but a decoder may run within.
     """
     handlers = logging.getLogger().handlers[:]
     for handler in handlers:
@@ -172,7 +173,7 @@ class EightBitResizer(Resizer):  # type: ignore[misc]
             **vars(img2dataset.resizer),
             "A": _TRANSFORMS,
             "cv2": SimpleNamespace(**{**vars(cv2), "imdecode": self._decode}),
-            "SuppressStdoutStderr": _hushed,
+            "SuppressStdoutStderr": nullcontext,
         }
         call = Resizer.__call__
         self._resized = FunctionType(call.__code__, names, argdefs=call.__defaults__)
@@ -193,7 +194,8 @@ class EightBitResizer(Resizer):  # type: ignore[misc]
         return blur.blurred(img, self.boxes)
 
     def _decode(self, data: npt.NDArray[np.uint8], flags: int) -> Any:
-        picture = _decoded(data, flags)
+        with _hushed():
+            picture = _decoded(data, flags)
         if self._find and picture is not None:
             try:
                 self.boxes = blur.found(self._find, picture)

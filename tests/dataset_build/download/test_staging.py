@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.config import ConfigError
 from tests.dataset_build.download.conftest import picture
 
 SIZES = ((64, 48), (300, 200), (200, 300), (640, 512), (1500, 100))
@@ -91,6 +92,30 @@ def test_decoders_write_nowhere_and_the_log_loses_nothing(
         finally:
             root.removeHandler(handler)
     assert capfd.readouterr().err.split("\n")[:-1] == lines
+
+
+def test_what_a_function_logs_is_not_lost(staging: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nor does it wait for ever if it logs in a thread of its own."""
+    root = logging.getLogger()
+
+    def find(picture: Any) -> Any:
+        thread = threading.Thread(target=lambda: root.warning("found by a thread"), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        return picture.nothing
+
+    with open(2, "w", closefd=False) as stream:
+        root.addHandler(handler := logging.StreamHandler(stream))
+        try:
+            resizer = staging.EightBitResizer(64, "keep_ratio", True, find=find)
+            with pytest.raises(ConfigError, match="its function failed: AttributeError"):
+                resizer(io.BytesIO(picture(0, 300, 200)))
+        finally:
+            root.removeHandler(handler)
+    said = capfd.readouterr().err
+    assert "found by a thread" in said
+    assert "return picture.nothing" in said, "where it failed"
 
 
 def test_a_download_does_without_torch_and_leaves_it_to_others() -> None:
