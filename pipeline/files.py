@@ -6,14 +6,17 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import UserError
 
 _CHUNK = 1 << 20
+_REMOVALS = 100  # as often may another process write into a folder while it is removed
 _WHOLE = 64 << 20  # an input up to 64 MiB is identified by all of its bytes
 
 
@@ -150,6 +153,31 @@ def link_in_place(source: Path, target: Path) -> None:
 def walk(folder: Path) -> Iterator[Path]:
     """All regular files below `folder`, in sorted order."""
     yield from sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def remove_tree(folder: Path) -> int:
+    """Remove a folder which another process may be removing, or still writing into, as well.
+
+    Returns the bytes of its files.
+    """
+    size = 0
+    for parent, _, names in os.walk(folder):  # ignores what goes while it looks
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(parent, name).lstat().st_size
+
+    def go_on(_: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for _ in range(_REMOVALS):
+        try:
+            shutil.rmtree(folder, onerror=lambda call, path, info: go_on(call, path, info[1]))
+            return size
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+    raise OSError(errno.ENOTEMPTY, "another process keeps writing into it", str(folder))
 
 
 def _write_temporary(path: Path, data: str | bytes) -> Path:

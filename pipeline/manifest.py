@@ -182,7 +182,7 @@ def publish(
     if not files.publish_once(path, manifest.to_json()):
         winner = Manifest.from_json(path.read_text())
         if winner.store != folder.name:  # an NFS server may repeat a link() that had succeeded
-            shutil.rmtree(folder)
+            files.remove_tree(folder)
         manifest = winner
     expose(stage_folder, manifest)
     return manifest
@@ -303,8 +303,7 @@ def prune(stage_folder: Path, current: Sequence[Manifest]) -> int:
     freed = 0
     for folder in (stage_folder / "store").iterdir():
         if folder.name not in keep_stores:
-            freed += sum(path.stat().st_size for path in files.walk(folder))
-            shutil.rmtree(folder)
+            freed += files.remove_tree(folder)
     return freed
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
@@ -65,3 +68,44 @@ def test_reading_a_parquet_file_holds_a_part_of_it(tmp_path: Path) -> None:
             held = max(held, pa.total_allocated_bytes())
     assert rows == noise.size
     assert held - before < path.stat().st_size / 8
+
+
+def test_a_folder_is_removed_though_others_remove_it_too(tmp_path: Path) -> None:
+    for number in range(30):
+        folder = tmp_path / str(number)
+        for name in range(50):
+            (folder / str(name)).mkdir(parents=True)
+            (folder / str(name) / "file").write_bytes(b"four")
+        with ThreadPoolExecutor(3) as pool:
+            freed = list(pool.map(files.remove_tree, [folder] * 3))
+        assert not folder.exists()
+        assert max(freed) <= 200
+    assert files.remove_tree(tmp_path / "never") == 0
+
+
+def test_a_folder_is_removed_though_another_writes_into_it(tmp_path: Path) -> None:
+    folder = tmp_path / "busy"
+    (folder / "below").mkdir(parents=True)
+    gone = Event()
+
+    def write() -> None:
+        for number in count():
+            try:
+                (folder / "below" / str(number)).touch()
+            except FileNotFoundError:
+                gone.set()
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        while not (folder / "below/9").exists():
+            pass
+        files.remove_tree(folder)
+        assert gone.wait(10)
+    assert not folder.exists()
+
+
+def test_a_folder_that_may_not_be_removed_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"):
+        files.remove_tree(tmp_path / "file")
