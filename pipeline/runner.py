@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -70,10 +70,11 @@ class Advance:
         return not any(self.ran.values())
 
 
-def begin(run: Run, first: Stage) -> None:
+def begin(run: Run, first: Stage, stages: Iterable[Stage]) -> None:
     """Make the run folder; a run whose `first` stage cannot be planned gets none.
 
-    Raises `ConfigError` if the folder cannot be written; a full disk's error goes on.
+    Raises `ConfigError` if the folder cannot be written, or holds other things and nothing of a run
+    of `stages`; a full disk's error goes on.
     """
     if not run.folder.exists():
         first.planned(run, 0, 0)
@@ -81,6 +82,9 @@ def begin(run: Run, first: Stage) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it cannot be written")
+        there = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+        if there and not there & {"command.json", "config.yaml", *(s.name for s in stages)}:
+            raise FileExistsError(errno.EEXIST, f"it is no run's folder, and holds {min(there)}")
     except OSError as error:
         if files.is_full(error):
             raise

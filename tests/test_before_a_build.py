@@ -49,3 +49,19 @@ def test_so_does_one_whose_functions_are_not_there(tmp_path: Path, setting: str)
     assert done.returncode == 2
     assert "no module 'no_such' in Python is there" in done.stderr
     assert not run.exists()
+
+
+@pytest.mark.parametrize("contact", ["nonsense", "ftp://lab.example", "me @lab.example", "me@lab"])
+def test_a_contact_that_reaches_nobody(contact: str) -> None:
+    with pytest.raises(config.ConfigError, match="nor one of mail"):
+        config.load(recipe.Config, ROOT / REAL, [f"download.contact={contact}"])
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    command = [sys.executable, "-m", "pipeline", "build", "configs/sample.yaml"]
+    command += ["--run", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no run's folder, and holds thesis.tex" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

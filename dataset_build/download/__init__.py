@@ -66,7 +66,7 @@ class DownloadSettings(Settings):
     it takes longer, the domain's other addresses are given up: nobody is asked against his wish."""
     max_crawl_delay_s: float = Field(30.0, ge=0)
     """A longer Crawl-delay in a robots.txt counts as this, seconds."""
-    contact: str = Field("", pattern=r"^[\x20-\x7e]*$")
+    contact: str = ""
     """Address of a page, or of mail, at which a site's owner reaches you; sent to every server. A
     build from real inputs does not begin without it."""
     user_agent: str = Field("openwit/0.1", pattern=r"^[!-~]+/[\x20-\x7e]+$")
@@ -131,6 +131,13 @@ class DownloadSettings(Settings):
     expected: tuple[str, ...] = ()
     """Tables of a published dataset, its `index.parquet` or `fetched-*.parquet`: of the addresses
     in them only the very files that they list are accepted, by SHA-256. By default any file is."""
+
+    @field_validator("contact")
+    @classmethod
+    def _reaches_someone(cls, contact: str) -> str:
+        if not re.fullmatch(r"(https?://[!-~]+|(mailto:)?[!-~]+@[!-~]+\.[!-~]+)?", contact):
+            raise ValueError("neither the address of a page (https://…) nor one of mail (me@…)")
+        return contact
 
     @field_validator("blur")
     @classmethod

@@ -62,7 +62,7 @@ def build(options: argparse.Namespace, begins_at: str = "") -> int:
     if begins_at in names and all(_is_whole(run, name) for name in names[: names.index(begins_at)]):
         stages = stages[names.index(begins_at) :]
     with _recorded(options, run):
-        runner.begin(run, stages[0])
+        runner.begin(run, stages[0], recipe.all_stages(config))
         # A training reads shards that another build of the same run would remove.
         launch.refuse_trainers(run.stage_folder("train"))
         while True:
@@ -106,7 +106,7 @@ def _after_build(options: argparse.Namespace, last: str) -> int:
     names = [stage.name for stage in stages]
     here = options.on == "local"  # else nothing of the run is touched
     with _recorded(options, run):
-        runner.begin(run, stages[0])
+        runner.begin(run, stages[0], recipe.all_stages(config))
         with training_alone(run) if here else nullcontext():
             if stage := runner.outdated(run, own, config.max_failed_tasks):
                 raise MissingInput(f"{options.run}: {stage.name} is not up to date with"

@@ -88,7 +88,9 @@ def test_other_settings_fetch_everything_again(select: Downloads, other: dict[st
     assert (timeless(select.outcomes) == before) == ("image_size" not in other)
 
 
-@pytest.mark.parametrize("other", [{"threads": 1}, {"polite_connections": 1}, {"contact": "me"}])
+@pytest.mark.parametrize(
+    "other", [{"threads": 1}, {"polite_connections": 1}, {"contact": "me@lab.example"}]
+)
 def test_operational_settings_do_not(select: Downloads, other: dict[str, Any]) -> None:
     select(FIRST)
     assert select(FIRST + MORE, **other) == asked(MORE)
