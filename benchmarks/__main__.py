@@ -17,7 +17,14 @@ import benchmarks
 
 _NOT_BENCHMARKS = {
     *("__main__", "timing"),
-    *("download_sides", "download_web", "loader_inputs", "loader_peer", "match_inputs"),
+    *(
+        "download_sides",
+        "download_web",
+        "loader_inputs",
+        "loader_peer",
+        "match_inputs",
+        "queries_inputs",
+    ),
 }
 
 

@@ -2,18 +2,25 @@
 
 Lines are `domain title views bytes`; a wiki's desktop and mobile sites ("en", "en.m") count as one.
 Format: https://dumps.wikimedia.org/other/pageviews/readme.html
+
+A day has millions of titles, so they are sorted in blocks and merged range by range, in memory that
+depends on neither.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
+import tempfile
 import urllib.parse
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
@@ -26,8 +33,16 @@ _SUBJECTS = (
 _NAMESPACES = frozenset(
     ["media", "special", "talk", "wp", "wt", *_SUBJECTS, *(f"{name} talk" for name in _SUBJECTS)]
 )
-_LINES_A_CHECK = 100_000
 _NO_ARTICLES = frozenset(["-", "Main Page", "404.php", "undefined"])
+_FIELDS = r"^[^ ]+ (?P<title>[^ ]*) (?P<views>[0-9]{1,12})(?: |\n|$)"
+# Most titles: no "%", no ":", no space but single ones within, no byte beyond ASCII.
+_PLAIN = r"^[!-$&-9;-^`-~]+(?:_[!-$&-9;-^`-~]+)*$"
+_READ = 1 << 20  # bytes
+_BLOCK = 64 << 20  # bytes of lines that are sorted at a time
+_RANGE = 1 << 20  # rows that are merged at a time
+_STEP = 1 << 12  # rows of a block for each title that may end a range
+_GROUP = 1 << 15  # rows of a block that are read at a time
+_VIEWS = pa.schema([("title", pa.string()), ("views", pa.uint64())])
 
 
 def count_views(
@@ -43,42 +58,28 @@ def count_views(
     `progress(done, total)` is called with numbers of files, several times a second.
     """
     stats = Stats()
-    views: defaultdict[bytes, int] = defaultdict(int)
-    for done, path in enumerate(paths):
-        domains = frozenset({wiki.encode(), f"{wiki}.m".encode()})
-        seen = stats.counts["view_lines"]
-        for number, line in enumerate(_lines(path, stats)):
-            if number % _LINES_A_CHECK == 0:
+    marks: list[pl.Series] = []
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        runs = Path(place)
+        for done, path in enumerate(paths):
+            seen = stats.counts["view_lines"]
+            for block in _blocks(path, stats):
                 progress(done, len(paths))
-            domain, space, rest = line.partition(b" ")
-            if not space:
-                stats.counts["malformed_lines"] += bool(line)
-            elif domain in domains:
-                title, _, numbers = rest.partition(b" ")
-                try:
-                    views[title] += int(numbers.split(b" ", 1)[0])
-                except ValueError:
-                    stats.counts["malformed_lines"] += 1
-                    continue
-                stats.counts["view_lines"] += 1
-        if stats.counts["view_lines"] == seen:
-            raise UserError(
-                f"{path}: no page views of {wiki!r} in it; expected Wikimedia's hourly format, "
-                f"`{wiki} Title views bytes` a line; check queries.page_views and queries.wiki"
-            )
-    titles: defaultdict[str, int] = defaultdict(int)
-    for raw, number in views.items():
-        title_text = decode_title(raw)
-        if title_text is None:
-            stats.counts["no_title_lines"] += 1
-        else:
-            titles[title_text] += number
-    rows = sorted(titles.items())
-    columns = {
-        "title": pa.array([title for title, _ in rows], pa.string()),
-        "views": pa.array([number for _, number in rows], pa.uint64()),
-    }
-    pq.write_table(pa.table(columns), folder / f"counts-views-{name}.parquet", compression="zstd")
+                views = _sum(_views(block, wiki, stats))
+                views.write_parquet(
+                    runs / f"{len(marks)}.parquet", row_group_size=_GROUP, compression="lz4"
+                )
+                marks.append(views["title"].gather_every(_STEP))
+            if stats.counts["view_lines"] == seen:
+                raise UserError(
+                    f"{path}: no page views of {wiki!r} in it; expected Wikimedia's hourly format, "
+                    f"`{wiki} Title views bytes` a line; check queries.page_views and queries.wiki"
+                )
+        target = folder / f"counts-views-{name}.parquet"
+        with pq.ParquetWriter(target, _VIEWS, compression="zstd") as writer:
+            for views in _merged(runs, pl.concat(marks)):
+                progress(len(paths), len(paths))
+                writer.write_table(views.to_arrow().cast(_VIEWS))
     return stats
 
 
@@ -97,11 +98,70 @@ def decode_title(raw: bytes) -> str | None:
     return title
 
 
-def _lines(path: Path, stats: Stats) -> Iterator[bytes]:
+def _sum(views: pl.DataFrame) -> pl.DataFrame:
+    """One row a title, sorted."""
+    return views.group_by("title").agg(pl.col("views").sum()).sort("title")
+
+
+def _merged(runs: Path, marks: pl.Series) -> Iterator[pl.DataFrame]:
+    """All titles of sorted blocks and their views, in order, about `_RANGE` rows at a time; `marks`
+    are every `_STEP`th title of each."""
+    ends = marks.sort().gather_every(_RANGE // _STEP)[1:].unique(maintain_order=True).to_list()
+    title = pl.col("title")
+    for first, end in itertools.pairwise(["", *ends, None]):
+        rows = pl.scan_parquet(runs / "*.parquet").filter(title >= first)
+        if end is not None:
+            rows = rows.filter(title < end)
+        yield _sum(rows.collect(engine="streaming"))
+
+
+def _views(block: bytes, wiki: str, stats: Stats) -> pl.DataFrame:
+    """Titles and views of a wiki's lines; a title comes as often as there are lines of it."""
+    lines = _lines(block)
+    sites = (pc.starts_with(lines, f"{site} ") for site in (wiki, f"{wiki}.m"))
+    own = lines.filter(pc.or_(*sites))
+    fields = pc.extract_regex(own, _FIELDS).drop_null()
+    undivided = pc.invert(pc.match_substring_regex(lines, r"^\n?$| "))
+    stats.counts["malformed_lines"] += _count(undivided) + len(own) - len(fields)
+    stats.counts["view_lines"] += len(fields)
+    raw, views = fields.flatten()
+    plain = pc.match_substring_regex(raw, _PLAIN)
+    decoded = [decode_title(title) for title in raw.filter(pc.invert(plain)).to_pylist()]
+    spaced = pc.replace_substring(raw.filter(plain).cast(pa.string()), "_", " ")
+    titles = pa.concat_arrays([spaced, pa.array(decoded, pa.string())])
+    numbers = pa.concat_arrays([views.filter(plain), views.filter(pc.invert(plain))])
+    read = pl.DataFrame({"title": titles, "views": numbers.cast(pa.string()).cast(pa.uint64())})
+    kept = read.filter(~pl.col("title").is_in(_NO_ARTICLES))  # nor null
+    stats.counts["no_title_lines"] += len(read) - len(kept)
+    return kept
+
+
+def _lines(block: bytes) -> pa.Array:
+    """Each with its line end."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")).astype(np.int32) + 1
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, np.int32(len(block)))
+    offsets = np.concatenate([[np.int32(0)], ends]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(block)]
+    return pa.Array.from_buffers(pa.binary(), len(ends), buffers)
+
+
+def _count(chosen: pa.Array) -> int:
+    return int(pc.sum(chosen).as_py() or 0)
+
+
+def _blocks(path: Path, stats: Stats) -> Iterator[bytes]:
+    """The lines of a file, some `_BLOCK` bytes of whole lines at a time."""
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        read = bytearray()
         try:
-            for line in stream:
-                yield line.rstrip(b"\n")
+            while data := stream.read1(_READ):
+                read += data
+                if len(read) >= _BLOCK and (cut := read.rfind(b"\n") + 1):
+                    yield bytes(memoryview(read)[:cut])
+                    del read[:cut]
         except (EOFError, gzip.BadGzipFile, zlib.error):  # cut off: what came before it counts
             stats.counts["truncated_files"] += 1
+        if read:
+            yield bytes(read)
