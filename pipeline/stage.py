@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import files
+from pipeline import files, remote
 from pipeline.config import MissingInput, Settings
 from pipeline.manifest import Manifest, Output, Stats, digest, find
 from pipeline.stop import StopFlag
@@ -34,7 +34,7 @@ class Task:
     stage: str
     index: int
     reads: tuple[str, ...] = ()
-    """References to inputs: `stage:name` for a published output, else a path."""
+    """References to inputs: `stage:name` for a published output, else a path or an address."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that tell this task from its siblings."""
     ignores: tuple[str, ...] = ()
@@ -127,16 +127,23 @@ class Run:
             return []
         return known
 
-    def find(self, pattern: str) -> list[str]:
+    def find(self, pattern: str, endings: Sequence[str] = ()) -> list[str]:
         """References to the inputs that a pattern names, sorted; never empty.
 
         `stage:glob` looks among the outputs that a stage of this run published, any other pattern
-        among files. Raises `MissingInput` naming the pattern.
+        among files; a folder stands for the files below it that end with one of `endings`. Stages
+        that read what is elsewhere find it with `remote.find`. Raises `MissingInput` naming the
+        pattern.
         """
         stage, colon, glob = pattern.partition(":")
+        if remote.is_remote(pattern):
+            raise MissingInput(f"{pattern}: this must be a file; download it, and give its path")
         if colon and "/" not in stage:
             names = fnmatch.filter(self._published(stage), glob)
             found = [f"{stage}:{name}" for name in names]
+        elif endings and (path := Path(pattern).expanduser()).is_dir():
+            suffixes = tuple(endings)
+            found = [str(p) for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file()]
         else:
             path = Path(pattern).expanduser()
             anchor = Path(path.anchor) if path.is_absolute() else Path()
@@ -146,14 +153,21 @@ class Run:
         return sorted(found)
 
     def path(self, reference: str) -> Path:
-        """The file behind a reference."""
+        """The file behind a reference that is no address."""
+        assert not remote.is_remote(reference), reference
         if (output := self._output(reference)) is not None:
             manifest, published = output
             return self.stage_folder(manifest.stage) / "store" / manifest.store / published.name
         return Path(reference)
 
     def identity(self, reference: str) -> str:
-        """A name for the content behind a reference, for fingerprints."""
+        """A name for the content behind a reference, for fingerprints.
+
+        What is remote is known by its address, and nobody is asked: where a file was replaced by
+        another, as Common Crawl never does, give it another address or remove what was made of it.
+        """
+        if remote.is_remote(reference):
+            return f"address:{reference}"
         if (output := self._output(reference)) is not None:
             return output[1].sha256
         try:
@@ -163,7 +177,7 @@ class Run:
 
     def _output(self, reference: str) -> tuple[Manifest, Output] | None:
         stage, colon, name = reference.partition(":")
-        if not colon or "/" in stage:
+        if not colon or "/" in stage or remote.is_remote(reference):
             return None
         if name not in (published := self._published(stage)):
             raise MissingInput(f"{reference}: stage {stage!r} has not published {name!r}")
@@ -203,7 +217,7 @@ class Attempt:
         return self.run.settings(self.task.stage)
 
     def inputs(self) -> list[Path]:
-        """The files behind `task.reads`, in that order."""
+        """The files behind `task.reads`, none of which is an address, in that order."""
         return [self.run.path(reference) for reference in self.task.reads]
 
     def progress(

@@ -6,29 +6,47 @@ themselves, parquet pools are what others have extracted before. One task a file
 
 from __future__ import annotations
 
-import gzip
 import re
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from pipeline.config import ConfigError, MissingInput, Settings
+from pipeline import remote
+from pipeline.config import ConfigError, Settings
 from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
 
-_SOURCES = ("wat", "warc", "parquet", "snapshot")  # of these a task has its file and its name
+if TYPE_CHECKING:
+    from dataset_build.extract.candidates import Candidates
+
+_SOURCES = (
+    "wat",
+    "warc",
+    "parquet",
+    "snapshot",
+    "base_url",
+)  # of these a task has its file and its name
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
 class ExtractSettings(Settings):
     """Where candidates come from and what a caption must be.
 
-    A pattern is a path with wildcards, or `stage:glob` for another stage's outputs. Where it names
-    lists (`*.paths`, `*.paths.gz`, as Common Crawl publishes them), the files listed are read:
-    relative to the folder above `crawl-data` if the list lies somewhere below one, otherwise to
-    the list's own folder.
+    A pattern is a path with wildcards, a folder, an address (`https://…`; `s3://…`, also with
+    wildcards, and whatever else fsspec reads), or `stage:glob` for another stage's outputs. Where
+    it names lists (`*.paths`, `*.paths.gz`, as Common Crawl publishes them), the files listed are
+    read: relative to `base_url` if given, to the folder above `crawl-data` if the list lies
+    somewhere below one, otherwise to the list's own folder.
+
+    What is elsewhere is fetched whole, beside what the task writes, and deleted once it is read: a
+    task needs room for one such file, or two if it reads several. It is known by its address: it
+    is taken that nobody puts another file there.
     """
+
+    operational: ClassVar[frozenset[str]] = frozenset({"max_requests_per_s"})
 
     wat: tuple[str, ...] = ()
     """Common Crawl metadata files (`*.warc.wat.gz`) or lists of them."""
@@ -36,6 +54,14 @@ class ExtractSettings(Settings):
     """Archived pages (`*.warc.gz`) or lists of them."""
     parquet: tuple[str, ...] = ()
     """Pools with a column of addresses and one of texts, e.g. LAION, CommonPool, COYO."""
+    base_url: str = Field(default="", pattern=r"^(\w[\w+.-]*://[^/]+.*)?$")
+    """Where the files of lists are fetched from, e.g. `https://data.commoncrawl.org/` or
+    `s3://commoncrawl/`; if empty, they are where their list is."""
+    max_requests_per_s: float | None = Field(default=10, gt=0)
+    """Requests to a host or bucket in a second, of all tasks of the run together; null: any number.
+    Common Crawl's servers bear a few thousand of all users together, and slow down those who ask
+    for more than their share. Over https a request is a whole file, so 10 rarely hold a task up;
+    over s3 it is 32 MiB of one."""
     snapshot: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
     parquet and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
@@ -56,23 +82,14 @@ class ExtractSettings(Settings):
 
 def plan(run: Run) -> list[Task]:
     """A task for each file; its output is numbered within the snapshot."""
+    from dataset_build.extract import inputs
+
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.parquet):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, parquet")
     found_by_snapshot: dict[str, list[tuple[str, str]]] = {}
     for kind in ("wat", "warc", "parquet"):
-        found: set[str] = set()
-        for pattern in getattr(settings, kind):
-            try:
-                references = run.find(pattern)
-            except MissingInput as error:
-                raise MissingInput(f"extract.{kind}: {error}") from None
-            for reference in references:
-                if reference.endswith((".paths", ".paths.gz")):
-                    found.update(_listed(run, reference, f"extract.{kind}"))
-                else:
-                    found.add(reference)
-        for reference in sorted(found):
+        for reference in sorted(inputs.references(run, kind)):
             match = _SNAPSHOT.search(reference)
             named = match.group() if match else "pool" if kind == "parquet" else "archive"
             snapshot = settings.snapshot or named
@@ -87,59 +104,47 @@ def plan(run: Run) -> list[Task]:
 
 def work(attempt: Attempt) -> Stats:
     """Extract one file into `candidates-SNAPSHOT-NUMBER.parquet`."""
-    from dataset_build.extract import candidates, pool
+    from dataset_build.extract import candidates, inputs
 
-    reference, params = attempt.task.reads[0], attempt.task.params
-    settings: ExtractSettings = attempt.settings
-    path, snapshot = attempt.inputs()[0], str(params["snapshot"])
+    settings, params = attempt.settings, attempt.task.params
+    snapshot, name = str(params["snapshot"]), remote.name_of(attempt.task.reads[0])
     target = attempt.folder / f"candidates-{snapshot}-{params['number']:05d}.parquet"
+    with (
+        closing(inputs.fetched(attempt)) as fetched,
+        candidates.Candidates(target, settings, snapshot, name) as out,
+    ):
+        for reference, path in fetched:
+            if remote.is_remote(reference):
+                out.stats.counts["bytes_fetched"] += path.stat().st_size
+            with inputs.named(reference, path):
+                _extract(attempt, path, out)
+    return out.stats
+
+
+def _extract(attempt: Attempt, path: Path, out: Candidates) -> None:
+    """Put what one file holds to `out`."""
+    from dataset_build.extract import pool, warc, wat
+
+    settings: ExtractSettings = attempt.settings
+    kind = attempt.task.params["kind"]
 
     def progress(done: int, total: int, unit: str) -> None:
         attempt.stop.check()
         attempt.progress(done, total, unit)
 
-    with candidates.Candidates(target, settings, snapshot, Path(reference).name) as out:
-        if params["kind"] == "parquet":
-            pool.extract(
-                path,
-                out,
-                partial(progress, unit="row groups"),
-                name=snapshot,
-                url_column=settings.url_column,
-                text_column=settings.text_column,
-            )
-        else:
-            from dataset_build.extract import warc, wat
-
-            size = path.stat().st_size
-            extract = wat.extract if params["kind"] == "wat" else warc.extract
-            extract(path, out, lambda done: progress(done, size, "bytes"))
-    return out.stats
-
-
-def _listed(run: Run, reference: str, setting: str) -> list[str]:
-    """References to the files that a list names."""
-    stage, colon, name = reference.partition(":")
-    if not colon or "/" in stage:
-        stage, name = "", reference
-    folder = Path(name).parent
-    parts = folder.parts
-    root = Path(*parts[: parts.index("crawl-data")]) if "crawl-data" in parts else folder
-    path = run.path(reference)
-    data = path.read_bytes()
-    try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{setting}: {path}: not a list of paths ({error})") from None
-    prefix = f"{stage}:" if stage else ""
-    listed = [f"{prefix}{root / line.strip()}" for line in text.splitlines() if line.strip()]
-    for entry in listed:
-        if not run.path(entry).is_file():
-            raise MissingInput(
-                f"{setting}: {entry}: listed in {reference}, but not there; download it below "
-                f"{root}, or take its line off the list"
-            )
-    return listed
+    if kind == "parquet":
+        pool.extract(
+            path,
+            out,
+            partial(progress, unit="row groups"),
+            name=str(attempt.task.params["snapshot"]),
+            url_column=settings.url_column,
+            text_column=settings.text_column,
+        )
+    else:
+        size = path.stat().st_size
+        extract = wat.extract if kind == "wat" else warc.extract
+        extract(path, out, lambda done: progress(done, size, "bytes"))
 
 
 STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)

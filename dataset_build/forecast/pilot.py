@@ -20,6 +20,7 @@ from dataset_build.thresholds import likely_bound
 from pipeline.files import open_parquet
 from pipeline.manifest import Manifest, Stats
 from pipeline.rates import Figure, Observation
+from pipeline.remote import is_remote
 from pipeline.stage import Run, Task
 
 STAGES = ("queries", "extract", "match", "dedup", "balance", "download", "screen", "pack")
@@ -69,7 +70,7 @@ def _size(run: Run, task: Task, done: Manifest, kind: str, stage: Stats) -> tupl
     if kind == "queries.assemble":
         return "queries", done.stats.rows_out
     if task.stage in ("queries", "extract"):
-        return "bytes", sum(run.path(reference).stat().st_size for reference in task.reads)
+        return "bytes", _bytes_read(run, task, done)
     if kind == "match.matcher":
         return "queries", done.stats.counts["queries"]
     if kind == "dedup.snapshot":
@@ -86,6 +87,12 @@ def _size(run: Run, task: Task, done: Manifest, kind: str, stage: Stats) -> tupl
     if kind == "pack.gather":
         return "pairs", stage.rows_out
     return "rows", done.stats.rows_in
+
+
+def _bytes_read(run: Run, task: Task, done: Manifest) -> int:
+    """Of files that are here, and of those that were fetched."""
+    here = [run.path(reference) for reference in task.reads if not is_remote(reference)]
+    return done.stats.counts["bytes_fetched"] + sum(path.stat().st_size for path in here)
 
 
 def _size_of_screening(run: Run, task: Task, done: Manifest, stage: Stats) -> tuple[str, float]:
@@ -120,7 +127,7 @@ def figures(run: Run, name: str) -> dict[str, Figure]:
         for planned in run.plan("extract"):
             done = manifests.get(planned.task.index)
             if done and planned.task.params["kind"] == kind:
-                size += sum(run.path(reference).stat().st_size for reference in planned.task.reads)
+                size += _bytes_read(run, planned.task, done)
                 rows += done.stats.rows_out
         if rows:
             found[f"extract.{kind}.rows_per_byte"] = rows / size

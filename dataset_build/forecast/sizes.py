@@ -7,7 +7,7 @@ each stage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dataset_build.forecast import pilot
 from pipeline.config import ConfigError, MissingInput
 from pipeline.plan import Ledger
 from pipeline.rates import Numbers
+from pipeline.remote import is_remote
 from pipeline.stage import Run, Task
 
 RATIOS = ("match", "dedup", "balance", "download", "screen")
@@ -132,24 +133,33 @@ class _Reckoning:
         return given if given is not None else self.ledger.figure(f"{name}.share")
 
     def _inputs(self) -> Inputs | None:
-        """Files that are on the disk, or as many as the candidates that were asked for take."""
+        """Files that are configured, or as many as the candidates that were asked for take."""
         settings: extract.ExtractSettings = self.run.settings("extract")
         configured = [kind for kind in ("wat", "warc", "parquet") if getattr(settings, kind)]
         if self.asked.candidates is None:
             try:
                 tasks = extract.plan(self.run)
+                kinds = {
+                    kind: np.array(
+                        [self._bytes(task) for task in tasks if task.params["kind"] == kind],
+                        np.float64,
+                    )
+                    for kind in configured
+                }
             except (MissingInput, ConfigError):
                 return None
             snapshots = len({task.params["snapshot"] for task in tasks})
-            kinds = {}
-            for kind in configured:
-                sizes = [
-                    input_bytes(self.run, task) for task in tasks if task.params["kind"] == kind
-                ]
-                kinds[kind] = np.array(sizes, np.float64)
-            self.ledger.given("input files", len(tasks), "on the disk, as configured")
+            self.ledger.given("input files", len(tasks), "as configured")
             return Inputs(kinds, self.asked.snapshots or snapshots)
         return self._made_up(configured[0] if configured else "wat", self.asked.candidates)
+
+    def _bytes(self, task: Task) -> float:
+        """Of a task's files; nobody is asked for the sizes of those that are elsewhere."""
+        here = [reference for reference in task.reads if not is_remote(reference)]
+        size = input_bytes(self.run, replace(task, reads=tuple(here)))
+        if elsewhere := len(task.reads) - len(here):
+            size += elsewhere * self.ledger.figure(f"extract.{task.params['kind']}.file_bytes")
+        return size
 
     def _made_up(self, kind: str, candidates: float) -> Inputs:
         size = candidates / self.ledger.figure(f"extract.{kind}.rows_per_byte")

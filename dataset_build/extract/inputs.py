@@ -1,0 +1,186 @@
+"""Which files are read, of patterns and of lists; and those that are elsewhere, fetched."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from threading import Event
+
+import xxhash
+
+from dataset_build.extract import ExtractSettings
+from pipeline import files, remote
+from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.pace import Pace
+from pipeline.stage import Attempt, Run
+
+ENDINGS = {
+    "wat": (".warc.wat.gz", ".warc.wat"),
+    "warc": (".warc.gz", ".warc"),
+    "parquet": (".parquet",),
+}
+"""What is read of a folder, by kind."""
+_LISTS = (".paths", ".paths.gz")
+_LOOK_S = 0.2
+
+
+def references(run: Run, kind: str) -> set[str]:
+    """References to all files of a kind (`wat`, `warc`, `parquet`) that the settings name.
+
+    Asks servers for lists and for what lies in a folder, never for the files themselves. Raises
+    `MissingInput`, `ConfigError` and `UserError`, each naming the setting.
+    """
+    settings: ExtractSettings = run.settings("extract")
+    found: set[str] = set()
+    for pattern in getattr(settings, kind):
+        try:
+            find = remote.find if remote.is_remote(pattern) else run.find
+            for reference in find(pattern, ENDINGS[kind]):
+                if remote.name_of(reference).endswith(_LISTS):
+                    found.update(_listed(run, reference, settings.base_url))
+                else:
+                    found.add(reference)
+        except UserError as error:
+            raise type(error)(f"extract.{kind}: {error}") from None
+    return found
+
+
+def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
+    """Reference and file of each of a task's inputs, in order; close it when done.
+
+    One that is elsewhere is there until the next is asked for; meanwhile the next is fetched, so
+    two at most lie in the attempt's own folder. A task that reads one has one.
+    """
+    settings: ExtractSettings = attempt.settings
+    folder = (attempt.partial or attempt.folder.parent) / f"{attempt.folder.name}.fetched"
+    turns = attempt.run.stage_folder(attempt.task.stage) / "pace"
+    pace = Pace(turns, settings.max_requests_per_s, "extract.max_requests_per_s")
+    closed = Event()
+    fetches: dict[int, _Fetch] = {}
+    reads = attempt.task.reads
+
+    def begin(number: int) -> None:
+        if number < len(reads) and remote.is_remote(reads[number]):
+            folder.mkdir(parents=True, exist_ok=True)
+            fetches[number] = fetch = _Fetch(folder / f"{number}-{_file_name(reads[number])}")
+            fetch.done = pool.submit(
+                remote.fetch, reads[number], fetch.path, pace, stopping, fetch.tell
+            )
+
+    def stopping() -> bool:
+        return closed.is_set() or bool(attempt.stop)
+
+    pool = ThreadPoolExecutor(1, "fetch")
+    try:
+        begin(0)
+        for number, reference in enumerate(reads):
+            if fetch := fetches.pop(number, None):
+                fetch.await_it(attempt)
+                begin(number + 1)
+                yield reference, fetch.path
+                fetch.path.unlink()
+            else:
+                begin(number + 1)
+                yield reference, attempt.run.path(reference)
+    finally:
+        closed.set()
+        pool.shutdown()
+        if folder.exists():
+            files.remove_tree(folder)
+
+
+@contextmanager
+def named(reference: str, path: Path) -> Iterator[None]:
+    """Errors of who reads a fetched file name its address instead."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace(str(path), reference)) from None
+
+
+@dataclass
+class _Fetch:
+    """A file on its way."""
+
+    path: Path
+    position: int = 0
+    size: int | None = None
+    done: Future[None] = field(default_factory=Future)
+
+    def tell(self, position: int, size: int | None) -> None:
+        self.position, self.size = position, size
+
+    def await_it(self, attempt: Attempt) -> None:
+        """Return when it is there. Raises what `remote.fetch` raised, and `Stopped`."""
+        while not self.done.done():
+            attempt.stop.check()
+            attempt.progress(self.position, self.size, "bytes fetched")
+            wait([self.done], _LOOK_S)
+        self.done.result()
+
+
+def _file_name(reference: str) -> str:
+    """What a fetched file may be called: readers look at its ending."""
+    return re.sub(r"[^\w.-]", "_", remote.name_of(reference))[-150:]
+
+
+def _listed(run: Run, reference: str, base_url: str) -> list[str]:
+    """References to the files that a list names."""
+    content = _content(run, reference)
+    try:
+        text = (gzip.decompress(content) if reference.endswith(".gz") else content).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(f"{reference}: not a list of paths ({error})") from None
+    entries = [line.strip() for line in text.splitlines() if line.strip()]
+    prefix, root = _root(reference)
+    if base_url:
+        prefix, root = base_url.rstrip("/") + "/", PurePosixPath()
+    found = []
+    for entry in entries:
+        if remote.is_remote(entry):
+            found.append(entry)
+        elif remote.is_remote(prefix):
+            found.append(prefix + str(root / entry).lstrip("/"))
+        else:
+            found.append(f"{prefix}{root / entry}")
+            if not run.path(found[-1]).is_file():
+                raise MissingInput(
+                    f"{found[-1]}: listed in {reference}, but not there; download it below {root},"
+                    " take its line off the list, or have the files fetched: extract.base_url"
+                )
+    return found
+
+
+def _root(reference: str) -> tuple[str, PurePosixPath]:
+    """What a list's entries are relative to: the folder above `crawl-data` if the list is below
+    one, else its own. Before the folder comes what is no path: host or bucket, or a stage."""
+    prefix, name = "", reference
+    if remote.is_remote(reference):
+        scheme, _, rest = reference.partition("://")
+        host, _, name = rest.partition("/")
+        prefix = f"{scheme}://{host}/"
+    elif (colon := reference.find(":")) >= 0 and "/" not in reference[:colon]:
+        prefix, name = reference[: colon + 1], reference[colon + 1 :]
+    folder = PurePosixPath(name).parent
+    parts = folder.parts
+    above = PurePosixPath(*parts[: parts.index("crawl-data")]) if "crawl-data" in parts else folder
+    return prefix, above
+
+
+def _content(run: Run, reference: str) -> bytes:
+    """Of a list. One that is elsewhere is known by its address, too: a run asks for it once, and is
+    planned again without the network."""
+    if not remote.is_remote(reference):
+        return run.path(reference).read_bytes()
+    kept = run.stage_folder("extract") / "lists" / xxhash.xxh3_128_hexdigest(reference.encode())
+    if kept.exists():
+        return kept.read_bytes()
+    content = remote.read(reference)
+    if run.folder.exists():
+        files.write_atomic(kept, content)
+    return content
