@@ -1,12 +1,13 @@
 """Candidates: every picture of the web that says something about itself.
 
 Common Crawl's WAT files are the compact source (metadata of pages), WARC files are the pages
-themselves, parquet pools are what others have extracted before. One task a file, streamed.
+themselves, parquet pools are what others have extracted before. A task streams its files in turn.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,8 @@ from pipeline.stage import Attempt, Run, Stage, Task
 if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates
 
-_SOURCES = (
-    "wat",
-    "warc",
-    "parquet",
-    "snapshot",
-    "base_url",
-)  # of these a task has its file and its name
+# Of these a task has its files and its name.
+_SOURCES = ("wat", "warc", "parquet", "snapshot", "base_url", "files_per_task")
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -62,6 +58,9 @@ class ExtractSettings(Settings):
     Common Crawl's servers bear a few thousand of all users together, and slow down those who ask
     for more than their share. Over https a request is a whole file, so 10 rarely hold a task up;
     over s3 it is 32 MiB of one."""
+    files_per_task: int = Field(default=1, ge=1)
+    """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
+    crawl has, are fewer tasks, each of some ten minutes, with 64."""
     snapshot: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
     parquet and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
@@ -81,70 +80,83 @@ class ExtractSettings(Settings):
 
 
 def plan(run: Run) -> list[Task]:
-    """A task for each file; its output is numbered within the snapshot."""
+    """A task for every `files_per_task` files of a kind and snapshot, numbered within it."""
     from dataset_build.extract import inputs
 
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.parquet):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, parquet")
-    found_by_snapshot: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "parquet"):
         for reference in sorted(inputs.references(run, kind)):
             match = _SNAPSHOT.search(reference)
             named = match.group() if match else "pool" if kind == "parquet" else "archive"
             snapshot = settings.snapshot or named
-            found_by_snapshot.setdefault(snapshot, []).append((kind, reference))
+            found.setdefault(snapshot, {}).setdefault(kind, []).append(reference)
     tasks: list[Task] = []
-    for snapshot, files in sorted(found_by_snapshot.items()):
-        for number, (kind, reference) in enumerate(files):
-            params = {"kind": kind, "snapshot": snapshot, "number": number}
-            tasks.append(Task("extract", len(tasks), (reference,), params, ignores=_SOURCES))
+    for snapshot, kinds in sorted(found.items()):
+        number = 0
+        for kind, references in kinds.items():
+            for start in range(0, len(references), settings.files_per_task):
+                reads = tuple(references[start : start + settings.files_per_task])
+                params = {"kind": kind, "snapshot": snapshot, "number": number}
+                tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
+                number += 1
     return tasks
 
 
 def work(attempt: Attempt) -> Stats:
-    """Extract one file into `candidates-SNAPSHOT-NUMBER.parquet`."""
+    """Extract a task's files into `candidates-SNAPSHOT-NUMBER.parquet`."""
     from dataset_build.extract import candidates, inputs
 
-    settings, params = attempt.settings, attempt.task.params
-    snapshot, name = str(params["snapshot"]), remote.name_of(attempt.task.reads[0])
+    params, reads = attempt.task.params, attempt.task.reads
+    snapshot = str(params["snapshot"])
     target = attempt.folder / f"candidates-{snapshot}-{params['number']:05d}.parquet"
+    done = 0
     with (
         closing(inputs.fetched(attempt)) as fetched,
-        candidates.Candidates(target, settings, snapshot, name) as out,
+        candidates.Candidates(target, attempt.settings, snapshot) as out,
     ):
-        for reference, path in fetched:
+        for number, (reference, path) in enumerate(fetched):
+            out.file, size = remote.name_of(reference), path.stat().st_size
             if remote.is_remote(reference):
-                out.stats.counts["bytes_fetched"] += path.stat().st_size
+                out.stats.counts["bytes_fetched"] += size
+            # Of those that are yet to be fetched nobody knows the sizes: they count as this one.
+            later = [inputs.size(attempt.run, further) for further in reads[number + 1 :]]
+            total = done + size + sum(size if known is None else known for known in later)
             with inputs.named(reference, path):
-                _extract(attempt, path, out)
+                _extract(attempt, path, out, partial(_tell, attempt, done, size, total))
+            done += size
     return out.stats
 
 
-def _extract(attempt: Attempt, path: Path, out: Candidates) -> None:
-    """Put what one file holds to `out`."""
+def _tell(attempt: Attempt, done: int, size: int, total: int, share: float) -> None:
+    """Of a file of `size` bytes a share is read, after `done` bytes of others."""
+    attempt.stop.check()
+    attempt.progress(done + int(share * size), total, "bytes")
+
+
+def _extract(
+    attempt: Attempt, path: Path, out: Candidates, progress: Callable[[float], None]
+) -> None:
+    """Put what one file holds to `out`; `progress` is told which share of it is read."""
     from dataset_build.extract import pool, warc, wat
 
     settings: ExtractSettings = attempt.settings
     kind = attempt.task.params["kind"]
-
-    def progress(done: int, total: int, unit: str) -> None:
-        attempt.stop.check()
-        attempt.progress(done, total, unit)
-
     if kind == "parquet":
         pool.extract(
             path,
             out,
-            partial(progress, unit="row groups"),
+            progress,
             name=str(attempt.task.params["snapshot"]),
             url_column=settings.url_column,
             text_column=settings.text_column,
         )
     else:
-        size = path.stat().st_size
+        size = max(1, path.stat().st_size)
         extract = wat.extract if kind == "wat" else warc.extract
-        extract(path, out, lambda done: progress(done, size, "bytes"))
+        extract(path, out, lambda position: progress(position / size))
 
 
 STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)

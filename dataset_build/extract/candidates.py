@@ -41,13 +41,17 @@ class Candidates:
     without any text once. Use as a context manager; the file is complete afterwards.
     """
 
-    def __init__(self, target: Path, settings: ExtractSettings, snapshot: str, file: str) -> None:
+    def __init__(
+        self, target: Path, settings: ExtractSettings, snapshot: str, file: str = ""
+    ) -> None:
         self.stats = Stats()
+        self.file = file
+        """Name of the file that is read now."""
         self._settings = settings
         self._denied = frozenset(name.lower().lstrip(".") for name in settings.denied_extensions)
-        self._snapshot, self._file = snapshot, file
+        self._snapshot = snapshot
         self._writer = pq.ParquetWriter(target, CANDIDATES, compression="zstd")
-        self._rows: list[tuple[str, str, str, str]] = []
+        self._rows: list[tuple[str, str, str, str, str]] = []
 
     def __enter__(self) -> Candidates:
         return self
@@ -92,7 +96,7 @@ class Candidates:
             stats.drop(reason)
             return
         stats.rows_out += 1
-        self._rows.append((address, text, page_url, source))
+        self._rows.append((address, text, page_url, source, self.file))
         if len(self._rows) >= _ROW_GROUP:
             self._flush()
 
@@ -122,14 +126,14 @@ class Candidates:
     def _flush(self) -> None:
         if not self._rows:
             return
-        urls, texts, pages, sources = zip(*self._rows, strict=True)
+        urls, texts, pages, sources, names = zip(*self._rows, strict=True)
         columns = {
             "url": urls,
             "text": texts,
             "page_url": pages,
             "source": sources,
             "snapshot": [self._snapshot] * len(urls),
-            "file": [self._file] * len(urls),
+            "file": names,
         }
         for source, rows in Counter(sources).items():
             self.stats.observe("source", source, rows)

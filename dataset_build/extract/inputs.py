@@ -50,6 +50,11 @@ def references(run: Run, kind: str) -> set[str]:
     return found
 
 
+def size(run: Run, reference: str) -> int | None:
+    """Bytes of an input; None of one that is elsewhere."""
+    return None if remote.is_remote(reference) else run.path(reference).stat().st_size
+
+
 def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
     """Reference and file of each of a task's inputs, in order; close it when done.
 

@@ -21,7 +21,7 @@ _PAGE_NAMES = ("page_url", "page", "parent_url")
 def extract(
     path: Path,
     candidates: Candidates,
-    progress: Callable[[int, int], None],
+    progress: Callable[[float], None],
     *,
     name: str,
     url_column: str,
@@ -43,7 +43,7 @@ def extract(
         page = next((n for n in names if n.lower() in _PAGE_NAMES and n not in {url, text}), None)
         columns = [url, text, *([page] if page else [])]
         for group in range(parquet.num_row_groups):
-            progress(group, parquet.num_row_groups)
+            progress(group / parquet.num_row_groups)
             seen = 0
             try:
                 batches = parquet.iter_batches(8192, row_groups=[group], columns=columns)

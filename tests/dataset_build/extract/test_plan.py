@@ -141,3 +141,38 @@ def test_real_archives(data: Path, extract: Extract) -> None:
     assert all(row["url"].startswith(("http://", "https://")) for row in rows)
     hosts = {row["url"].split("/")[2] for row in rows}
     assert len(hosts) > 150
+
+
+@pytest.mark.parametrize("files_per_task", [1, 2, 5, 100])
+def test_a_task_reads_many_files_and_every_row_names_its_own(
+    tmp_path: Path, extract: Extract, files_per_task: int
+) -> None:
+    for number in range(9):
+        image = [{"url": "/x.jpg", "alt": f"some words {number}"}]
+        records = members(metadata("http://a.example/", image))
+        (tmp_path / f"{number}.warc.wat.gz").write_bytes(b"".join(records))
+    html = b'<img src="/y.jpg" alt="words of a page">'
+    (tmp_path / "p.warc.gz").write_bytes(b"".join(members(page("http://b.example/", html))))
+    sources = {"wat": [f"{tmp_path}/*.wat.gz"], "warc": [f"{tmp_path}/p.warc.gz"]}
+    settings = ExtractSettings(**sources, files_per_task=files_per_task)
+    tasks = plan(Run(tmp_path / "run", Root(extract=settings)))
+    assert [task.params["number"] for task in tasks] == list(range(-(-9 // files_per_task) + 1))
+    assert {task.params["kind"] for task in tasks[:-1]} == {"wat"}
+    assert sorted(len(task.reads) for task in tasks)[-1] == min(9, files_per_task)
+    rows, stats = extract(**sources, files_per_task=files_per_task)
+    assert [(row["file"], row["text"]) for row in rows] == [
+        *((f"{number}.warc.wat.gz", f"some words {number}") for number in range(9)),
+        ("p.warc.gz", "words of a page"),
+    ]
+    assert stats.rows_out == 10
+
+
+def test_how_many_files_a_task_reads_makes_no_other_task_of_one(tmp_path: Path) -> None:
+    crawl(tmp_path)
+    fingerprints = set()
+    for files_per_task in (2, 3):
+        settings = ExtractSettings(wat=(str(tmp_path),), files_per_task=files_per_task)
+        run = Run(tmp_path / "run", Root(extract=settings))
+        [planned] = STAGE.planned(run, 0, 0)
+        fingerprints.add(planned.fingerprint)
+    assert len(fingerprints) == 1
