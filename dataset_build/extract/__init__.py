@@ -59,9 +59,9 @@ class ExtractSettings(Settings):
     `s3://commoncrawl/`; if empty, they are where their list is."""
     max_requests_per_s: float | None = Field(default=10, gt=0)
     """Requests to a host or bucket in a second, of all tasks of the run together; null: any number.
-    Common Crawl's servers bear a few thousand of all users together, and slow down those who ask
-    for more than their share. Over https a request is a whole file, so 10 rarely hold a task up;
-    over s3 it is 32 MiB of one."""
+    Common Crawl's web servers bear a few thousand of all their users together. A request there is
+    a whole file: 10 WAT files a second are 29 Gbit/s. At s3:// it is 32 MiB of one, and a bucket
+    bears thousands: raise it."""
     snapshot: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
     parquet and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
