@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -91,9 +94,10 @@ CUTS = [[NUMBERS.randrange(1, len(BODY) // count) for _ in range(count)] for cou
         ([faulty.stall(None)], 2),
         ([faulty.stall(500)], 2),
         ([faulty.chunked_cut(5000)], 2),
-        ([faulty.cut(9000), faulty.status(416)], 3),
-        ([faulty.cut(9000), faulty.status(412)], 3),
+        ([faulty.cut(9000), faulty.refuses_parts(412), faulty.refuses_parts(412)], 3),
+        ([faulty.cut(9000), *[faulty.refuses_parts(416)] * 9], 3),
         ([faulty.cut(9000), faulty.wrong_range], 3),
+        ([faulty.cut(9000), faulty.half_of_the_rest, faulty.half_of_the_rest], 4),
         *(([faulty.cut(at) for at in cuts], len(cuts) + 1) for cuts in CUTS),
     ],
 )
@@ -145,12 +149,14 @@ def test_another_file_in_its_place(server: ArchiveServer, tmp_path: Path) -> Non
     ]
     remote.fetch(address, target)
     assert target.read_bytes() == shorter
+    # What has changed is sent whole in answer to the request for its rest.
+    assert [request.range for request in server.requests] == ["", "bytes=20000-", "bytes=15000-"]
 
 
 def test_a_changed_etag_is_seen_where_the_condition_is_ignored(
     server: ArchiveServer, tmp_path: Path
 ) -> None:
-    other = archive(1)
+    other = BODY[::-1]  # of the same size
 
     def unconditional(handler: faulty.Handler, body: bytes) -> None:
         del handler.headers["If-Range"]
@@ -227,6 +233,20 @@ def test_what_is_no_archive_is_named_by_its_address(
     server.files[f"/{NAME}"] = b"<html>welcome</html>" * 1000
     with pytest.raises(UserError, match=rf"^{server.url}/{NAME}: not a WARC or WAT archive"):
         extract(wat=[f"{server.url}/{NAME}"])
+
+
+@pytest.mark.parametrize("at", ["write", "truncate"])
+def test_a_full_disk_is_nobody_elses_fault(at: str, server: ArchiveServer) -> None:
+    """It is told as it is, not tried again: the runner knows it by its number."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = mock.Mock(wraps=io.BytesIO(), **{f"{at}.side_effect": refuse})
+    file = http.HttpFile(f"{server.url}/{NAME}", disk, lambda: False)
+    with pytest.raises(OSError, match="No space left") as caught:
+        file.read(lambda: None)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_stop_ends_a_fetch(server: ArchiveServer, tmp_path: Path) -> None:
