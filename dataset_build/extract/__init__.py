@@ -55,9 +55,9 @@ class ExtractSettings(Settings):
     `s3://commoncrawl/`; if empty, they are where their list is."""
     max_requests_per_s: float | None = Field(default=10, gt=0)
     """Requests to a host or bucket in a second, of all tasks of the run together; null: any number.
-    Common Crawl's servers bear a few thousand of all users together, and slow down those who ask
-    for more than their share. Over https a request is a whole file, so 10 rarely hold a task up;
-    over s3 it is 32 MiB of one."""
+    Common Crawl's web servers bear a few thousand of all their users together. A request there is
+    a whole file: 10 WAT files a second are 29 Gbit/s. At s3:// it is 32 MiB of one, and a bucket
+    bears thousands: raise it."""
     files_per_task: int = Field(default=1, ge=1)
     """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
     crawl has, are fewer tasks, each of some ten minutes, with 64."""

@@ -154,6 +154,22 @@ def wrong_range(handler: Handler, body: bytes) -> None:
     handler.wfile.write(body[7:])
 
 
+def half_of_the_rest(handler: Handler, body: bytes) -> None:
+    """Less than was asked for, and well said, as a server may (RFC 9110, §15.3.7)."""
+    start = int(handler.range.removeprefix("bytes=").rstrip("-"))
+    end = (start + len(body)) // 2
+    handler.send_response(206)
+    handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
+    handler.send_header("Content-Length", str(end - start))
+    handler.end_headers()
+    handler.wfile.write(body[start:end])
+
+
+def refuses_parts(code: int) -> Fault:
+    """Whoever asks for a part is refused."""
+    return lambda handler, body: handler.refuse(code) if handler.range else handler.give(body)
+
+
 @contextmanager
 def serving() -> Iterator[ArchiveServer]:
     server = ArchiveServer()

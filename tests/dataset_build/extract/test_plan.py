@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset_build.extract import STAGE, ExtractSettings, plan
-from pipeline.config import ConfigError, MissingInput
+from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.stage import Run
 
 from .conftest import Extract, Root, members, metadata, page
@@ -102,6 +102,51 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.paths.gz").write_bytes(b"plain")
     with pytest.raises(ConfigError, match=r"bad\.paths\.gz: not a list of paths"):
         planned(wat=[f"{tmp_path}/bad.paths.gz"])
+
+
+def references(tmp_path: Path, **settings: object) -> list[str]:
+    root = Root(extract=ExtractSettings(**settings))
+    return [task.reads[0] for task in plan(Run(tmp_path / "run", root))]
+
+
+def test_a_local_list_of_files_that_are_elsewhere(tmp_path: Path) -> None:
+    name = f"{CRAWL}/a.warc.wat.gz"
+    (tmp_path / "wat.paths").write_text(f"{name}\ns3://other/b.warc.wat.gz\n")
+    for base in ("https://data.example", "https://data.example/", "s3://bucket/"):
+        found = references(tmp_path, wat=[f"{tmp_path}/wat.paths"], base_url=base)
+        assert found == sorted([f"{base.rstrip('/')}/{name}", "s3://other/b.warc.wat.gz"])
+    with pytest.raises(MissingInput, match=r"extract\.base_url"):
+        references(tmp_path, wat=[f"{tmp_path}/wat.paths"])
+    with pytest.raises(ValueError, match="base_url"):
+        ExtractSettings(base_url="/some/folder")
+
+
+def test_a_folder_stands_for_the_files_below_it(tmp_path: Path) -> None:
+    for name in ("a.warc.wat.gz", "b/c.warc.wat.gz", "b/d.warc.gz", "b/e.parquet", "wat.paths.gz"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    folder = f"{tmp_path}/in"
+    assert references(tmp_path, wat=[folder]) == [
+        f"{folder}/a.warc.wat.gz",
+        f"{folder}/b/c.warc.wat.gz",
+    ]
+    assert references(tmp_path, warc=[folder]) == [f"{folder}/b/d.warc.gz"]
+    assert references(tmp_path, parquet=[folder]) == [f"{folder}/b/e.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error", "words"),
+    [
+        ("https://a.example/*.wat.gz", ConfigError, r"extract\.wat: https://a\.example/\*.* list"),
+        ("https://a.example/crawl/", ConfigError, "neither wildcards nor folders"),
+        ("s4://bucket/a.wat", ConfigError, r"extract\.wat: s4://bucket/a\.wat: no such kind"),
+    ],
+)
+def test_patterns_that_cannot_be_followed(
+    pattern: str, error: type[UserError], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        references(tmp_path, wat=[pattern])
 
 
 def test_same_inputs_same_bytes(tmp_path: Path, extract: Extract) -> None:

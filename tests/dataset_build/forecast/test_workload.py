@@ -117,6 +117,18 @@ def test_tasks_follow_the_settings_that_cut_them(built: Run) -> None:
     assert planned["pack"].tasks == -(-pairs // 50) + 1
 
 
+def test_files_that_are_elsewhere_are_taken_to_be_as_large_as_most(built: Run) -> None:
+    """Nobody is asked: no such host is there."""
+    addresses = [f"https://none.example/{number}.warc.wat.gz" for number in range(7)]
+    run = other(built, extract={"wat": addresses, "warc": (), "parquet": ()})
+    ledger = known(built)
+    planned = costs(run, ledger, [])
+    assert planned["extract"].tasks == 7
+    size = 7 * ledger.figure("extract.wat.file_bytes")
+    rows = size * ledger.figure("extract.wat.rows_per_byte")
+    assert planned["extract"].rows_out == pytest.approx(rows)
+
+
 def test_files_of_many_candidates_are_several_tasks_of_match(built: Run) -> None:
     run = other(built, match={"rows_per_task": 1000})
     planned = costs(run, known(built), [built], candidates=10_000, files=3)
