@@ -22,7 +22,7 @@ from dataset_build.extract import ExtractSettings, warc, wat
 from dataset_build.extract.candidates import Candidates
 from dataset_build.queries.counts import WordCounts
 from dataset_build.queries.wikipedia import pages
-from dataset_build.queries.wikitext import phrases, plain_text
+from dataset_build.queries.wikitext import plain_text, words
 from dataset_build.text import clean, normalise
 from pipeline.config import MissingInput
 from pipeline.manifest import Stats
@@ -117,10 +117,10 @@ def _bigrams(encyclopedia: list[str]) -> Iterator[str]:
     """All pairs of neighbouring words, the most frequent first, ties by their words."""
     counts = WordCounts(max_words=10_000_000, max_pairs=10_000_000)
     for text in encyclopedia:
-        counts.add(normalise(phrase).split() for phrase in phrases(text))
-    words, _ = counts.words()
+        counts.add(words(text))
+    distinct, _ = counts.words()
     pairs = zip(*(column.tolist() for column in counts.word_pairs()), strict=True)
-    ranked = sorted((-count, f"{words[a]} {words[b]}") for a, b, count in pairs)
+    ranked = sorted((-count, f"{distinct[a]} {distinct[b]}") for a, b, count in pairs)
     yield from (bigram for _, bigram in ranked)
 
 

@@ -7,15 +7,18 @@ that grow over their limit forget their rarest entries (lossy counting: Manku an
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from dataset_build.queries.wikitext import BREAK
+
 U64 = npt.NDArray[np.uint64]
 
-_BREAK = 0  # stands between phrases; words count from 1
+_BREAK = 0  # number of what stands between phrases; words count from 1
 _CHUNK = 4_000_000  # words counted at a time: 16 MB of identifiers
 
 
@@ -58,7 +61,7 @@ class PairCounts:
 
 
 class WordCounts:
-    """Counts the words of phrases, and the pairs of neighbours within each."""
+    """Counts words, and the pairs of those that are neighbours."""
 
     def __init__(self, max_words: int, max_pairs: int) -> None:
         self.max_words = max_words
@@ -67,23 +70,22 @@ class WordCounts:
         """The most that the count of a word can be short."""
         self.total_words = 0
         self.total_pairs = 0
-        self._numbers = _Numbers()
+        self._numbers = _Numbers({BREAK: _BREAK})
         self._counts = np.zeros(1, np.uint64)
         self._pending = array("I")
 
-    def add(self, phrases: Iterable[list[str]]) -> None:
-        """Count phrases, each a list of words."""
-        pending, number = self._pending, self._numbers.__getitem__
-        for words in phrases:
-            pending.extend(map(number, words))
-            pending.append(_BREAK)
+    def add(self, words: Iterable[str]) -> None:
+        """Count the words of a page; two with a `BREAK` between them are no pair."""
+        pending = self._pending
+        pending.extend(map(self._numbers.__getitem__, words))
+        pending.append(_BREAK)
         if len(pending) > _CHUNK:
             self._count()
 
     def words(self) -> tuple[list[str], U64]:
         """The words in order of appearance, and their counts."""
         self._count()
-        return list(self._numbers), self._counts[1:]
+        return list(self._numbers)[1:], self._counts[1:]
 
     def word_pairs(self) -> tuple[U64, U64, U64]:
         """Rows of `words()` of the first and second word of each pair, and the pair's count."""
@@ -97,7 +99,7 @@ class WordCounts:
         self._pending = array("I")
         if not len(ids):
             return
-        counts = np.bincount(ids.astype(np.int64), minlength=len(self._numbers) + 1)
+        counts = np.bincount(ids.astype(np.int64), minlength=len(self._numbers))
         counts[: len(self._counts)] += self._counts.astype(np.int64)
         counts[_BREAK] = 0
         self._counts = counts.astype(np.uint64)
@@ -107,7 +109,7 @@ class WordCounts:
         self.total_pairs += len(keys)
         unique, times = np.unique(keys, return_counts=True)
         self.pairs.add(unique, times.astype(np.uint64))
-        if len(self._numbers) > self.max_words:
+        if len(self._numbers) - 1 > self.max_words:
             self._forget_words()
 
     def _forget_words(self) -> None:
@@ -119,16 +121,17 @@ class WordCounts:
         new = np.cumsum(kept, dtype=np.uint64)
         new[~kept] = 0
         self.pairs.renumber(new)
-        words = [word for word, keep in zip(self._numbers, kept[1:].tolist(), strict=True) if keep]
-        self._numbers = _Numbers(zip(words, range(1, len(words) + 1), strict=True))
-        self._counts = np.concatenate([np.zeros(1, np.uint64), self._counts[kept]])
+        kept[_BREAK] = True
+        words = itertools.compress(self._numbers, kept.tolist())
+        self._numbers = _Numbers(zip(words, itertools.count()))
+        self._counts = self._counts[kept]
 
 
 class _Numbers(dict[str, int]):
     """Word -> its number; an unknown word gets the next."""
 
     def __missing__(self, word: str) -> int:
-        number = self[word] = len(self) + 1
+        number = self[word] = len(self)
         return number
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from dataset_build.queries.counts import WordCounts
 from dataset_build.queries.multistream import Part
-from dataset_build.queries.wikitext import phrases
-from dataset_build.text import clean, normalise
+from dataset_build.queries.wikitext import words
+from dataset_build.text import clean
 from pipeline.config import UserError
 from pipeline.manifest import Stats
 
@@ -56,19 +56,19 @@ def count_dump(
     with path.open("rb") as raw, _Titles(folder / f"counts-titles-{name}.parquet") as titles:
         for page in pages(raw, path.name, stats, bounds):
             titles.add(page)
-            counts.add(normalise(phrase, fold_case).split() for phrase in phrases(page.text))
+            counts.add(words(page.text, fold_case))
             progress(raw.tell() - first_byte, bytes_read)
-    words, word_counts = counts.words()
+    distinct, word_counts = counts.words()
     first, second, pair_counts = counts.word_pairs()
     stats.counts["words_read"] = counts.total_words
-    stats.counts["distinct_words"] = len(words)
+    stats.counts["distinct_words"] = len(distinct)
     stats.counts["distinct_pairs"] = len(pair_counts)
     totals = {
         "words": str(counts.total_words),
         "pairs": str(counts.total_pairs),
         "undercount": str(max(counts.undercount, counts.pairs.undercount)),
     }
-    table = pa.table({"word": pa.array(words, pa.string()), "count": word_counts})
+    table = pa.table({"word": pa.array(distinct, pa.string()), "count": word_counts})
     _write(table.replace_schema_metadata(totals), folder / f"counts-words-{name}.parquet")
     numbers = {"first": first, "second": second, "count": pair_counts}
     table = pa.table({column: values.astype("uint32") for column, values in numbers.items()})

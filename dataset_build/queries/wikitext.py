@@ -10,7 +10,8 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
+
+from dataset_build.text import normalise
 
 # Elements whose content is no prose, or not the article's own.
 _CLOSED = (
@@ -22,22 +23,42 @@ _ELEMENT = re.compile(
     rf"<({_CLOSED})\b(?:[^<>]*/>|[^<>]*>(.*?)(?:</\1\s*>|(?=\n==)|\Z))",
     re.DOTALL | re.IGNORECASE,
 )
-_NESTED = re.compile(r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]")
+# A plain link and what it shows, a template with nothing inside: most of all that nests.
+_LINK = re.compile(r"\[\[(?:[^\[\]{}|:]*\|)?([^\[\]{}|:#]*)\]\]")
+_TEMPLATE = re.compile(r"\{\{[^{}\[\]]*\}\}")
+# In "{{x|}}" the brace after the bar is the template's; in "|}}}" a table ends, then a template.
+_NESTED = re.compile(r"(\{\{|\}\}|\{\||\|\}(?!\}(?:\}\})*(?!\}))|\[\[|\]\])")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
-_ADDRESS = re.compile(r"\[?\b(?:https?:)?//[^\s\]|<>]+")
-_EMPHASIS = re.compile(r"'{2,}|__[A-Z]{3,}__")
+_ADDRESS = re.compile(r"\[(?:(?:https?|ftp):)?//[^\s\]|<>]+|https?://[^\s\]|<>]+|ftp://[^\s\]|<>]+")
+_EMPHASIS = re.compile(r"''+")
+_SWITCH = re.compile(r"__[A-Z]{3,}__")
 # A full stop after a word of four letters ends a sentence; after a shorter one ("St. Louis",
 # "J. S. Bach") it as likely marks an abbreviation.
-_PHRASE = re.compile(
-    r"[\n,;:!?()\[\]{}|=*#\"\u201c\u201d\u2013\u2014\u2026]+|(?<=\w\w\w\w)\.(?=\s|\Z)"
-)
+_SENTENCE_END = re.compile(r"\.(?<=\w\w\w\w\.)(?!\S)")
+
+BREAK = "."
+"""Stands between words that are no neighbours."""
+_BREAKS = '\n,;:!?()[]{}|=*#"'
+_WIDE_BREAKS = "\u201c\u201d\u2013\u2014\u2026"  # beyond ASCII
+_BYTES = {
+    fold_case: bytes(
+        10 if chr(i) in _BREAKS else i if i > 127 else ord(normalise(chr(i), fold_case) or " ")
+        for i in range(256)
+    )
+    for fold_case in (False, True)
+}
 
 
-def phrases(wikitext: str) -> Iterator[str]:
-    """The page's text cut at line ends and punctuation, so that no bigram spans a boundary."""
-    for phrase in _PHRASE.split(plain_text(wikitext)):
-        if phrase and not phrase.isspace():
-            yield phrase
+def words(wikitext: str, fold_case: bool = True) -> list[str]:
+    """The page's words as `normalise` gives them, in order, and a `BREAK` for each line end and
+    mark of punctuation, so that no bigram spans one."""
+    text = _SENTENCE_END.sub("\n", plain_text(wikitext))
+    for mark in _WIDE_BREAKS:
+        text = text.replace(mark, "\n")
+    data = text.encode("utf-8", "surrogatepass").translate(_BYTES[fold_case])
+    phrases = data.decode("utf-8", "surrogatepass").split("\n")
+    spelled = (p if p.isascii() else normalise(p, fold_case) for p in phrases)
+    return f" {BREAK} ".join(spelled).split()
 
 
 def plain_text(wikitext: str) -> str:
@@ -47,7 +68,7 @@ def plain_text(wikitext: str) -> str:
     text = _without_nesting(text)
     text = _TAG.sub(" ", text)
     text = _ADDRESS.sub(" ", text)
-    text = _EMPHASIS.sub("", text)
+    text = _SWITCH.sub("", _EMPHASIS.sub("", text))
     return html.unescape(text).replace("\u00a0", " ")
 
 
@@ -61,17 +82,12 @@ def _captions(element: re.Match[str]) -> str:
 
 def _without_nesting(text: str) -> str:
     """Drop templates and tables; put the label in place of each link; drop pictures, categories."""
-    kept: list[list[str]] = [[]]  # text of each construct that is open
+    text = "".join(_LINK.split(text))
+    text, *rest = _NESTED.split(_TEMPLATE.sub("", text))
+    kept: list[list[str]] = [[text]]  # text of each construct that is open
     opened: list[str] = []
     awaited: Counter[str] = Counter()  # closing marks of what is open
-    position = 0
-    while match := _NESTED.search(text, position):
-        kept[-1].append(text[position : match.start()])
-        position = match.end()
-        mark = match.group()
-        if mark == "|}" and (not opened or opened[-1] != "{|"):  # "{{x|}}" ends no table
-            position -= 1
-            continue
+    for mark, text in zip(rest[::2], rest[1::2], strict=True):
         if mark in _CLOSING:
             opened.append(mark)
             awaited[_CLOSING[mark]] += 1
@@ -84,7 +100,7 @@ def _without_nesting(text: str) -> str:
             awaited[mark] -= 1
             if opened.pop() == "[[":
                 kept[-1].append(_label(inner))
-    kept[-1].append(text[position:])
+        kept[-1].append(text)
     # A construct that nothing closes would swallow the rest of the page: its text is kept.
     return "".join(part for level in kept for part in level)
 
@@ -113,10 +129,11 @@ def _caption(options: str) -> str:
 
 def _label(inner: str) -> str:
     target, bar, label = inner.partition("|")
-    if _PICTURE.match(target):
-        return f"\n{_caption(label)}\n"  # no neighbours of the words around
-    if _DROPPED.match(target):
-        return " "
+    if ":" in target:
+        if _PICTURE.match(target):
+            return f"\n{_caption(label)}\n"  # no neighbours of the words around
+        if _DROPPED.match(target):
+            return " "
     if not bar:
         return inner.lstrip(":").partition("#")[0]
     return label.rpartition("|")[2]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataset_build.queries import counts as counts_module
 from dataset_build.queries.counts import WordCounts
+from dataset_build.queries.wikitext import BREAK
 
 PHRASES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6), max_size=40)
 
@@ -20,7 +21,7 @@ def count(
 ) -> tuple[Counter[str], Counter[tuple[str, str]], WordCounts]:
     counted = WordCounts(max_words, max_pairs)
     for phrase in phrases:
-        counted.add([phrase])
+        counted.add([BREAK, *phrase, BREAK, BREAK])
     words, numbers = counted.words()
     first, second, times = counted.word_pairs()
     pairs = Counter(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_build.queries.wikitext import phrases, plain_text
+from dataset_build.queries.wikitext import BREAK, plain_text, words
+from dataset_build.text import normalise
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,10 @@ from dataset_build.queries.wikitext import phrases, plain_text
         ("x <GALLERY>\nFile:a.jpg|A dog\n\n== Head ==\ntext", "x A dog == Head == text"),
         ("a <!-- hidden [[ --> b", "a b"),
         ("see [http://x.example the site] and https://y.example/z", "see the site] and"),
+        (
+            "see [//x.example the site], ftp://y.example/z or [ftp://y.example]",
+            "see the site], or ]",
+        ),
         ("5&nbsp;km &amp; 3 &lt; 4<br />x", "5 km & 3 < 4 x"),
         ("__NOTOC__ text", "text"),
         # Slips of real pages: what is not closed keeps its words, what is not open closes nothing.
@@ -51,14 +58,33 @@ def test_plain_text(wikitext: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("wikitext", "parts"),
     [
-        ("St. Louis, Missouri", ["St. Louis", " Missouri"]),
-        ("The dog barked. The cat (a tom) ran.", ["The dog barked", " The cat ", "a tom", " ran."]),
-        ("== Head ==\n* one\n* two words", [" Head ", " one", " two words"]),
+        ("St. Louis, Missouri", ["st louis", "missouri"]),
+        ("The dog barked. The cat (a tom) ran.", ["the dog barked", "the cat", "a tom", "ran"]),
+        ("== Head ==\n* one\n* two words", ["head", "one", "two words"]),
+        ("it\u2019s 3.5 \u00bd \u2014 \u201cCaf\u00c9\u201d", ["it s 3 5 1 2", "café"]),
         ("{{x}}\n\n", []),
     ],
 )
 def test_phrases_end_at_boundaries(wikitext: str, parts: list[str]) -> None:
-    assert list(phrases(wikitext)) == parts
+    assert phrases(words(wikitext)) == parts
+
+
+MARKS_AND_LETTERS = st.text("aBcdÉİßǰ犬か\u0301\u0338\u00ad\ufb01½.,=<(\u2014\u201c\n ")
+
+
+def phrases(found: list[str]) -> list[str]:
+    """What stands between breaks."""
+    parts = " ".join(found).split(BREAK)
+    return [part.strip() for part in parts if part.strip()]
+
+
+@settings(deadline=None)
+@given(st.text() | MARKS_AND_LETTERS, st.booleans())
+def test_words_are_those_of_each_phrase_normalised(wikitext: str, fold_case: bool) -> None:
+    """The pass over bytes of the whole page agrees with going phrase by phrase."""
+    marks = r"[\n,;:!?()\[\]{}|=*#\"\u201c\u201d\u2013\u2014\u2026]|(?<=\w{4})\.(?=\s|\Z)"
+    expected = [normalise(part, fold_case) for part in re.split(marks, plain_text(wikitext))]
+    assert phrases(words(wikitext, fold_case)) == [part for part in expected if part]
 
 
 @settings(deadline=None)
