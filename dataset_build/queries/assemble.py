@@ -31,6 +31,7 @@ from pipeline.manifest import Stats
 
 # "Mercury (planet)": what tells homonyms apart is no part of the name.
 _DISAMBIGUATOR = re.compile(r"\s*\(([^()]*)\)$")
+_PARTS = 16  # pairs are merged a part at a time: what merging takes is a part of what is held
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _bigrams(
     PMI = log2(p(a, b) / (p(a) p(b))), Church and Hanks, Computational Linguistics 1990.
     """
     total_words = total_pairs = 0
-    pairs = PairCounts(rules.max_pairs_held)
+    held = [PairCounts(-(-rules.max_pairs_held // _PARTS)) for _ in range(_PARTS)]
     vocabulary = words.with_row_index("number", offset=1).select("word", "number")
     undercount = 0
     for words_path, pairs_path in zip(kinds["words"], kinds["pairs"], strict=True):
@@ -191,12 +192,18 @@ def _bigrams(
                 kept = (first > 0) & (second > 0)
                 keys = (first[kept] << np.uint64(32)) | second[kept]
                 order = np.argsort(keys)
-                pairs.add(keys[order], counts[kept][order].astype(np.uint64))
-    keys, counts = pairs.table()
-    stats.counts["undercount"] = undercount + pairs.undercount
-    often = counts >= rules.min_bigram_count
-    stats.drop("below_min_bigram_count", int(np.count_nonzero(~often)))
-    keys, counts = keys[often], counts[often]
+                keys, counts = keys[order], counts[kept][order].astype(np.uint64)
+                part_of = keys % np.uint64(_PARTS)
+                for part, pairs in enumerate(held):
+                    pairs.add(keys[part_of == part], counts[part_of == part])
+    stats.counts["undercount"] = undercount + max(pairs.undercount for pairs in held)
+    frequent = []
+    while held:
+        keys, counts = held.pop().table()
+        often = counts >= rules.min_bigram_count
+        stats.drop("below_min_bigram_count", int(np.count_nonzero(~often)))
+        frequent.append((keys[often], counts[often]))
+    keys, counts = (np.concatenate(columns) for columns in zip(*frequent, strict=True))
     first, second = keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)
     single = np.concatenate([[1.0], words["count"].to_numpy().astype(np.float64)])
     ratio = (counts / max(total_pairs, 1)) / (single[first] * single[second] / total_words**2)

@@ -38,8 +38,8 @@ _FIELDS = r"^[^ ]+ (?P<title>[^ ]*) (?P<views>[0-9]{1,12})(?: |\n|$)"
 # Most titles: no "%", no ":", no space but single ones within, no byte beyond ASCII.
 _PLAIN = r"^[!-$&-9;-^`-~]+(?:_[!-$&-9;-^`-~]+)*$"
 _READ = 1 << 20  # bytes
-_BLOCK = 64 << 20  # bytes of lines that are sorted at a time
-_RANGE = 1 << 20  # rows that are merged at a time
+_BLOCK = 16 << 20  # bytes of lines that are sorted at a time
+_RANGE = 1 << 19  # rows that are merged at a time
 _STEP = 1 << 12  # rows of a block for each title that may end a range
 _GROUP = 1 << 15  # rows of a block that are read at a time
 _VIEWS = pa.schema([("title", pa.string()), ("views", pa.uint64())])
