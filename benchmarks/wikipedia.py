@@ -30,7 +30,7 @@ _DUMP = "wikipedia/enwiki-206-pages-articles.xml.bz2"
 _MIN_COUNT = 5
 _REPEATED = 5
 _ROUNDS = 2
-_CUT_SHORT = ("Asphalt", "ASCII")  # articles that gensim loses most of, at "<ref name=x/>"
+_CUT_SHORT = ("Asphalt", "ASCII")  # articles that gensim loses most of
 _WORD = re.compile(r"[^\W\d_]{2,15}")  # what gensim takes for a word
 
 Counts = Counter[str]

@@ -10,19 +10,22 @@ import functools
 import re
 from urllib.parse import quote
 
+import idna
+
 _MAX_LENGTH = 2000
 # Already as it should be: the common case needs one match and no parsing.
 _CANONICAL = re.compile(
     r"https?://[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)+"
-    r"(?::(?!80/|443/|0)[0-9]+)?(?=/)(?!.*/\.{1,2}(?:[/?]|$)|.*&(?:amp|#0?38);)[!$&-;=@-Z_a-z~%?]*"
+    r"(?::(?!80/|443/|0)[0-9]+)?(?=/)(?!.*/(?:\.|%2[Ee]){1,2}(?:[/?]|$)|.*&(?:amp|#0?38);)[!$&-;=@-Z_a-z~%?]*"
 )
-_ABSOLUTE = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE | re.DOTALL)
+_ABSOLUTE = re.compile(r"(https?):/*([^/?#]*)([^#]*)", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _HOST = re.compile(r"([^:@\s]+?)\.?(?::([0-9]*))?")
 _LABELS = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)+")
 _AMPERSAND = re.compile("&(?:amp|#0?38);")
+_CONTROLS = "".join(map(chr, range(0x21)))  # and the space: stripped from both ends
 _REMOVED = re.compile(r"[\t\r\n\ud800-\udfff]")
-_DOTS = re.compile(r"/\.{1,2}(?:/|$|\?)")
+_DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$|\?)")
 _SAFE = "!$&'()*+,;=:@/?%-._~[]|"
 
 
@@ -36,20 +39,25 @@ def canonical(url: str, base: str = "") -> tuple[str, str]:
     guess = _resolved(url, base) if url and ":" not in url else url
     if len(guess) <= _MAX_LENGTH and _CANONICAL.fullmatch(guess):
         return guess, ""
-    url = _REMOVED.sub("", url.strip())
+    url = _REMOVED.sub("", url.strip(_CONTROLS))
     if url[:5].lower() == "data:":
         return "", "data_uri"
     if len(url) > _MAX_LENGTH:
         return "", "long_url"
-    if not url:
+    if not url or url[0] == "#":  # the page itself
         return "", "bad_url"
     # Attributes of archived metadata come with their entities; "&copy=1" must stay, though.
     url = _AMPERSAND.sub("&", url)
-    if (scheme := _SCHEME.match(url)) and scheme.group().lower() not in {"http:", "https:"}:
+    scheme = match.group().lower() if (match := _SCHEME.match(url)) else ""
+    if scheme not in {"", "http:", "https:"}:
         return "", "not_http"
     path, question, query = url.partition("?")
-    url = path.replace("\\", "/") + question + query
-    return _assembled(url if _ABSOLUTE.match(url) else _resolved(url, base))
+    path = path.replace("\\", "/")
+    # "https:x.jpg" on a page of https is relative; browsers take "https:/host/x" elsewhere.
+    if scheme and scheme == _parts(base)[0].lower() and path[len(scheme) :][:2] != "//":
+        path, scheme = path[len(scheme) :], ""
+    url = path + question + query
+    return _assembled(url if scheme else _resolved(url, base))
 
 
 def _resolved(url: str, base: str) -> str:
@@ -100,11 +108,14 @@ def without_dots(rest: str) -> str:
     path, question, query = rest.partition("?")
     segments: list[str] = []
     *folders, name = path.split("/")[1:]
-    for segment in [*folders, *([name, ""] if name in {".", ".."} else [name])]:
-        if segment == "..":
-            del segments[-1:]
-        elif segment != ".":
-            segments.append(segment)
+    for segment in [*folders, *([name, ""] if _DOTS.fullmatch(f"/{name}") else [name])]:
+        match segment.replace("%2e", ".").replace("%2E", "."):
+            case "..":
+                del segments[-1:]
+            case ".":
+                pass
+            case _:
+                segments.append(segment)
     return f"/{'/'.join(segments)}{question}{query}"
 
 
@@ -117,12 +128,23 @@ def canonical_host(authority: str) -> str:
     host = match[1].lower()
     if not host.isascii():
         try:
-            host = host.encode("idna").decode("ascii").lower()
-        except UnicodeError:
+            host = _ascii(host)
+        except UnicodeError:  # idna's errors are such
             return ""
-    if len(host) > 253 or not _LABELS.fullmatch(host):
+    if len(host) > 253 or max(map(len, host.split("."))) > 63 or not _LABELS.fullmatch(host):
         return ""
     return f"{host}:{int(match[2])}" if match[2] else host
+
+
+def _ascii(host: str) -> str:
+    """A host name as DNS knows it: mapped by UTS 46, nontransitional, as browsers do.
+
+    Not checked against IDNA 2008, which forbids the emoji that some names have.
+    """
+    labels = idna.uts46_remap(host, std3_rules=False, transitional=False).split(".")
+    return ".".join(
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels
+    )
 
 
 def extension(url: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataset_build import text as text_module
 from dataset_build.text import TextSettings, clean, metaclip_spaced, normalise
+from tests.many_texts import check_drawn, check_evil
 
 # Lone surrogates too: JSON and broken decoders bring them.
 ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
@@ -185,3 +186,9 @@ def test_table_and_pattern_agree() -> None:
             continue
         expected = " ".join(text_module._WORD.findall(around.casefold()))
         assert text_module._words(around, True) == expected, hex(code)
+
+
+def test_many_texts() -> None:
+    """A thousandth of what `python -m tests.many_texts 1000000` tries."""
+    check_evil(700, 1)
+    check_drawn(300, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urljoin
 
+import ada_url
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,17 @@ PAGE = "https://www.example.org/news/2023/page.html?id=1#top"
         ("/x.jpg?a=1&amp;b=2&copy=3", "https://www.example.org/x.jpg?a=1&b=2&copy=3"),
         ("\\img\\x.jpg", "https://www.example.org/img/x.jpg"),
         ("http://a.example//b//x.jpg", "http://a.example//b//x.jpg"),
+        ("\x01/x.jpg\x1f ", "https://www.example.org/x.jpg"),
+        ("/a/%2e%2E/b/%2e/x.jpg", "https://www.example.org/b/x.jpg"),
+        ("/%41%2fb", "https://www.example.org/%41%2fb"),
+        ("https:x.jpg", "https://www.example.org/news/2023/x.jpg"),
+        ("HTTPS:/x.jpg", "https://www.example.org/x.jpg"),
+        ("http:a.example/x", "http://a.example/x"),
+        ("http:///a.example/x", "http://a.example/x"),
+        ("///a.example/x", "https://a.example/x"),
+        ("http://fa\u00df.example/x", "http://xn--fa-hia.example/x"),
+        ("http://\uff21\uff0eexample/x", "http://a.example/x"),
+        ("http://\U0001f600.example/x", "http://xn--e28h.example/x"),
         ("a:b.jpg", ""),
     ],
 )
@@ -56,7 +68,11 @@ def test_address(url: str, address: str) -> None:
         ("blob:https://a.example/1", "not_http"),
         ("", "bad_url"),
         ("http://", "bad_url"),
+        ("#", "bad_url"),
+        ("#top", "bad_url"),
+        ("about:blank", "not_http"),
         ("http://localhost/x.jpg", "bad_url"),
+        ("http://[2001:db8::1]/x.jpg", "bad_url"),
         ("http://user:secret@a.example/x.jpg", "bad_url"),
         ("http://[::1/x.jpg", "bad_url"),
         ("http://a b.example/x", "bad_url"),
@@ -76,6 +92,32 @@ def test_empty_segments_stay() -> None:
 def test_a_relative_link_needs_a_base() -> None:
     assert canonical("x.jpg", "") == ("", "bad_url")
     assert canonical("x.jpg", "page.html") == ("", "bad_url")
+
+
+PLAIN = st.lists(
+    st.sampled_from(
+        [
+            *("x.jpg", "/", "//", "..", ".", "%2e", "%41", "?", "q=1&a=b", " ", "\t", "\x01"),
+            *("\u00e9", "\u732b", "[1]", "\\", "{", "`", "http:", "https:", "//a.example"),
+            "//fa\u00df.example:80/",
+        ]
+    )
+).map("".join)
+
+
+@settings(deadline=None)
+@given(PLAIN)
+def test_what_a_browser_would_request(url: str) -> None:
+    """Ada is a WHATWG parser. We keep less (hosts without a dot, the page itself), and percent-
+    encode in queries what RFC 3986 forbids there."""
+    address, _ = canonical(url, PAGE)
+    if address:
+        path, _, query = ada_url.URL(url, PAGE).href.partition("#")[0].partition("?")
+        host, slash, rest = path.removeprefix("https://").removeprefix("http://").partition("/")
+        path = f"{path[: path.index('://')]}://{host.removesuffix('.')}{slash}{rest}"
+        for sign in "\\{`":
+            query = query.replace(sign, f"%{ord(sign):02X}")
+        assert address == path + (f"?{query}" if "?" in address else "")
 
 
 ODD = st.text(st.sampled_from("ab./:?#%&;=@\\[] \u00e9\u732b\ud800\x00hHtTpPs0129"))
