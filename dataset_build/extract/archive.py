@@ -30,7 +30,7 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[tuple[int, WarcReco
     """
     counts = stats.counts
     size = path.stat().st_size
-    start, last, found, was_broken = 0, -1, 0, False
+    start, last, found, was_broken, cut = 0, -1, 0, False, False
     with path.open("rb") as raw:
         compressed = raw.read(3) == _GZIP_MEMBER or path.suffix == ".gz"
         while 0 <= start < size:
@@ -42,13 +42,17 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[tuple[int, WarcReco
                     if record.content_length <= _MAX_RECORD_BYTES:
                         body = record.reader.read()
                         if len(body) < record.content_length:
-                            break  # only the end of the file can cut a body short
+                            raise EOFError
                     else:
                         counts["oversized_records"] += 1
                     found, was_broken = found + 1, False
                     if body:
                         yield last, record, body
                 break
+            except EOFError:  # the end of the file cut the body short, or its length is a lie
+                start = _find(raw, _GZIP_MEMBER if compressed else _HEADER, last + 1)
+                cut = start < 0
+                counts["broken_members"] += not cut
             except OSError as error:
                 if error.errno is not None:
                     raise  # the disk's fault, not the archive's
@@ -62,8 +66,8 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[tuple[int, WarcReco
                 "patterns of the extract section, and download the file again"
             )
         counts["archive_records"] += found
-        whole = not was_broken and size and _ends_whole(raw, max(last, start), size, compressed)
-        if not whole:
+        damaged = was_broken or cut or not size
+        if damaged or not _ends_whole(raw, max(last, start), size, compressed):
             counts["truncated_files"] += 1
 
 

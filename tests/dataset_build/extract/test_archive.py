@@ -59,6 +59,18 @@ def test_a_broken_member_loses_itself_only(tmp_path: Path, where: str, broken: i
     assert stats.counts["broken_members"] <= 1
 
 
+@pytest.mark.parametrize("broken", [0, 3])
+def test_a_length_beyond_the_file_loses_itself_only(tmp_path: Path, broken: int) -> None:
+    parts = whole()
+    length = b"Content-Length: %d" % len(bodies()[broken])
+    parts[broken] = parts[broken].replace(length, b"Content-Length: 9999999")
+    path = tmp_path / "x.wat.gz"
+    path.write_bytes(b"".join(members(*parts)))
+    found, stats = read(path)
+    assert found == [body for i, body in enumerate(bodies()) if i != broken]
+    assert +stats.counts == {"archive_records": COUNT - 1, "broken_members": 1}
+
+
 def test_garbage_and_a_cut_between_members(tmp_path: Path) -> None:
     parts = members(*whole())
     path = tmp_path / "x.wat.gz"
