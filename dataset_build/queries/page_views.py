@@ -16,12 +16,14 @@ import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import dataset
 
 from pipeline.config import UserError
 from pipeline.manifest import Stats
@@ -107,12 +109,11 @@ def _merged(runs: Path, marks: pl.Series) -> Iterator[pl.DataFrame]:
     """All titles of sorted blocks and their views, in order, about `_RANGE` rows at a time; `marks`
     are every `_STEP`th title of each."""
     ends = marks.sort().gather_every(_RANGE // _STEP)[1:].unique(maintain_order=True).to_list()
-    title = pl.col("title")
+    rows, title = dataset.dataset(runs, format="parquet"), dataset.field("title")
     for first, end in itertools.pairwise(["", *ends, None]):
-        rows = pl.scan_parquet(runs / "*.parquet").filter(title >= first)
-        if end is not None:
-            rows = rows.filter(title < end)
-        yield _sum(rows.collect(engine="streaming"))
+        within = title >= first if end is None else (title >= first) & (title < end)
+        table = rows.to_table(filter=within, use_threads=False, fragment_readahead=1)
+        yield _sum(cast("pl.DataFrame", pl.from_arrow(table)))
 
 
 def _views(block: bytes, wiki: str, stats: Stats) -> pl.DataFrame:
