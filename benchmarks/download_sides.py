@@ -22,7 +22,7 @@ def config(folder: Path, threads: int) -> dict[str, Any]:
     """The build of which our side does the download."""
     return {
         "queries": {"file": [str(folder / "queries.txt")]},
-        "extract": {"parquet": [str(folder / "pool.parquet")], "min_words": 1},
+        "extract": {"pool": [str(folder / "pool.parquet")], "min_words": 1},
         "download": {
             "pairs_per_task": 1 << 20,  # all in one task, as all are in one shard of the peer
             "threads": threads,

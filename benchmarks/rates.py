@@ -146,14 +146,14 @@ def _pool(folder: Path) -> Rates:
             pq.write_table(table, inputs / f"{number:05d}.parquet", row_group_size=1 << 16)
         config = {
             "queries": {"file": [str(folder / "queries.txt")], "limit": scale.QUERIES},
-            "extract": {"parquet": [f"{inputs}/*.parquet"], "min_words": 1},
+            "extract": {"pool": [f"{inputs}/*.parquet"], "min_words": 1},
             "dedup": {"buckets_per_task": 64 if size == "small" else 16},
             "balance": {"cap": 1000},
         }
         runs.append(_build(folder / size, config, "balance"))
-    stages = ("extract.parquet", "queries.assemble", "match.", "dedup.", "balance.")
+    stages = ("extract.pool", "queries.assemble", "match.", "dedup.", "balance.")
     found = _fitted(runs, "pool", lambda kind: kind.startswith(stages))
-    names = ("dedup.share", "dedup.snapshot_share", "extract.parquet.rows_per_byte")
+    names = ("dedup.share", "dedup.snapshot_share", "extract.pool.rows_per_byte")
     return Rates(found.kinds, _assumed(found, names, "generated pool, a tenth of it repeated"))
 
 
@@ -252,7 +252,7 @@ def _pictures(folder: Path) -> Rates:
                 "archive_files": 1,
             },
             "queries": {"wordnet": ["sample_web:wordnet/data.*"]},
-            "extract": {"parquet": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
+            "extract": {"pool": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
             "download": _OUR_SERVER,
         }
         runs.append(_build(folder / str(pairs), config))
@@ -285,7 +285,7 @@ def _training(folder: Path) -> Rates:
     config = {
         "sample_web": {"pairs": 2000, "dirt": 0, "articles": 120, "hours": 1},
         "queries": {"wordnet": ["sample_web:wordnet/data.*"]},
-        "extract": {"parquet": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
+        "extract": {"pool": ["sample_web:pool.parquet"], "warc": [_WARC_FILES]},
         "download": {**_OUR_SERVER, "image_size": 72},
         "train": train,
     }

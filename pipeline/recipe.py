@@ -109,7 +109,7 @@ def names_inputs(config: Config) -> bool:
     """Whether there is anything to build from."""
     queries, extract = config.queries, config.extract
     named = [queries.wikipedia, queries.page_views, queries.wordnet, queries.file]
-    named += [extract.wat, extract.warc, extract.parquet]
+    named += [extract.wat, extract.warc, extract.pool]
     return config.sample_web is not None or any(named)
 
 

@@ -225,7 +225,7 @@ def test_verify_finds_damage_and_build_repairs_it(run: Path, tmp_path: Path) -> 
                 "build",
                 "configs/sample.yaml",
                 "until=extract",
-                "extract.parquet=[/not/here.parquet]",
+                "extract.pool=[/not/here.parquet]",
             ],
             "/not/here.parquet: no such input",
         ),

@@ -57,7 +57,7 @@ def new_run(base: Path, tmp_path: Path) -> Callable[[str], Path]:
 def sources(*snapshots: str) -> list[str]:
     """Overrides that read the WAT files of some snapshots, and nothing else."""
     patterns = ",".join(f"sample_web:archive/*{name}*.wat.gz" for name in snapshots)
-    return [f"extract.wat=[{patterns}]", "extract.warc=[]", "extract.parquet=[]"]
+    return [f"extract.wat=[{patterns}]", "extract.warc=[]", "extract.pool=[]"]
 
 
 def stats(run: Path, stage: str) -> Stats:

@@ -1,20 +1,21 @@
 """Candidates: every picture of the web that says something about itself.
 
 Common Crawl's WAT files are the compact source (metadata of pages), WARC files are the pages
-themselves, parquet pools are what others have extracted before. A task streams its files in turn.
+themselves, pools are what others have extracted before. A task streams its files in turn.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from dataset_build.extract.columns import KNOWN, Columns, Known
 from pipeline import remote
 from pipeline.config import ConfigError, Settings
 from pipeline.manifest import Stats
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates
 
 # Of these a task has its files and its name.
-_SOURCES = ("wat", "warc", "parquet", "snapshot", "base_url", "files_per_task")
+_SOURCES = ("wat", "warc", "pool", "snapshot", "base_url", "files_per_task", "bytes_per_task")
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -48,8 +49,13 @@ class ExtractSettings(Settings):
     """Common Crawl metadata files (`*.warc.wat.gz`) or lists of them."""
     warc: tuple[str, ...] = ()
     """Archived pages (`*.warc.gz`) or lists of them."""
-    parquet: tuple[str, ...] = ()
-    """Pools with a column of addresses and one of texts, e.g. LAION, CommonPool, COYO."""
+    pool: tuple[str, ...] = ()
+    """Tables with a column of addresses and one of texts, e.g. LAION, CommonPool, COYO, CC12M:
+    `.parquet`, `.csv`, `.tsv`, the last two also `.gz`."""
+    columns: Known | Columns = "auto"
+    """What a pool calls its columns: the name of a known pool (cc3m, cc12m, coyo, datacomp, laion),
+    or `{url: link, text: title}`, with `names: [link, title]` for files without a first line of
+    names. `auto`: the usual names (url, image_url …; text, caption, alt …)."""
     base_url: str = Field(default="", pattern=r"^(\w[\w+.-]*://[^/]+.*)?$")
     """Where the files of lists are fetched from, e.g. `https://data.commoncrawl.org/` or
     `s3://commoncrawl/`; if empty, they are where their list is."""
@@ -61,14 +67,13 @@ class ExtractSettings(Settings):
     files_per_task: int = Field(default=1, ge=1)
     """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
     crawl has, are fewer tasks, each of some ten minutes, with 64."""
+    bytes_per_task: int = Field(default=256 << 20, gt=0)
+    """Larger parquet files on this machine's disks are read by several tasks, some row groups
+    each."""
     snapshot: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
-    parquet and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
+    pools and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
     kept. A snapshot is also what a dataset grows by: those that are there are not read again."""
-    url_column: str = ""
-    """Column of a pool's addresses; if empty, found by its usual names (url, URL, image_url)."""
-    text_column: str = ""
-    """Column of a pool's texts; if empty, found by its usual names (text, TEXT, caption, alt …)."""
     min_chars: int = Field(default=5, ge=1)
     """Shorter captions are dropped."""
     max_chars: int = Field(default=512, ge=1)
@@ -80,29 +85,51 @@ class ExtractSettings(Settings):
 
 
 def plan(run: Run) -> list[Task]:
-    """A task for every `files_per_task` files of a kind and snapshot, numbered within it."""
+    """A task for every `files_per_task` files of a kind and snapshot, numbered within it; several
+    for a large one."""
     from dataset_build.extract import inputs
 
     settings: ExtractSettings = run.settings("extract")
-    if not (settings.wat or settings.warc or settings.parquet):
-        raise ConfigError("extract: no source is set; give at least one of wat, warc, parquet")
+    if not (settings.wat or settings.warc or settings.pool):
+        raise ConfigError("extract: no source is set; give at least one of wat, warc, pool")
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
-    for kind in ("wat", "warc", "parquet"):
+    for kind in ("wat", "warc", "pool"):
         for reference in sorted(inputs.references(run, kind)):
             match = _SNAPSHOT.search(reference)
-            named = match.group() if match else "pool" if kind == "parquet" else "archive"
+            named = match.group() if match else "pool" if kind == "pool" else "archive"
             snapshot = settings.snapshot or named
             found.setdefault(snapshot, {}).setdefault(kind, []).append(reference)
     tasks: list[Task] = []
     for snapshot, kinds in sorted(found.items()):
         number = 0
         for kind, references in kinds.items():
-            for start in range(0, len(references), settings.files_per_task):
-                reads = tuple(references[start : start + settings.files_per_task])
-                params = {"kind": kind, "snapshot": snapshot, "number": number}
+            for reads, part in _shares(run, references, settings):
+                params = {"kind": kind, "snapshot": snapshot, "number": number, **part}
                 tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
                 number += 1
     return tasks
+
+
+def _shares(
+    run: Run, references: Sequence[str], settings: ExtractSettings
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """What each task reads: some files, or of one a range of row groups and their bytes."""
+    from dataset_build.extract import inputs, pool
+
+    together: list[str] = []
+    for reference in references:
+        size, parts = inputs.size(run, reference) or 0, []
+        if reference.endswith(".parquet") and size > settings.bytes_per_task:
+            parts = pool.parts(run.path(reference), settings.bytes_per_task)
+        if len(parts) < 2:
+            together.append(reference)
+        if together and (len(parts) > 1 or len(together) == settings.files_per_task):
+            yield tuple(together), {}
+            together = []
+        for first, end, held in parts[1:] and parts:
+            yield (reference,), {"row_groups": [first, end], "bytes": held}
+    if together:
+        yield tuple(together), {}
 
 
 def work(attempt: Attempt) -> Stats:
@@ -118,7 +145,8 @@ def work(attempt: Attempt) -> Stats:
         candidates.Candidates(target, attempt.settings, snapshot) as out,
     ):
         for number, (reference, path) in enumerate(fetched):
-            out.file, size = remote.name_of(reference), path.stat().st_size
+            out.file = remote.name_of(reference)
+            size = params.get("bytes") or path.stat().st_size
             if remote.is_remote(reference):
                 out.stats.counts["bytes_fetched"] += size
             # Of those that are yet to be fetched nobody knows the sizes: they count as this one.
@@ -143,15 +171,17 @@ def _extract(
     from dataset_build.extract import pool, warc, wat
 
     settings: ExtractSettings = attempt.settings
-    kind = attempt.task.params["kind"]
-    if kind == "parquet":
+    params = attempt.task.params
+    kind = params["kind"]
+    if kind == "pool":
+        known = settings.columns
         pool.extract(
             path,
             out,
             progress,
-            name=str(attempt.task.params["snapshot"]),
-            url_column=settings.url_column,
-            text_column=settings.text_column,
+            source=str(params["snapshot"]),
+            columns=KNOWN[known] if isinstance(known, str) else known,
+            row_groups=params.get("row_groups"),
         )
     else:
         size = max(1, path.stat().st_size)

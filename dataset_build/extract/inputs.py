@@ -22,7 +22,7 @@ from pipeline.stage import Attempt, Run
 ENDINGS = {
     "wat": (".warc.wat.gz", ".warc.wat"),
     "warc": (".warc.gz", ".warc"),
-    "parquet": (".parquet",),
+    "pool": (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz"),
 }
 """What is read of a folder, by kind."""
 _LISTS = (".paths", ".paths.gz")
@@ -30,7 +30,7 @@ _LOOK_S = 0.2
 
 
 def references(run: Run, kind: str) -> set[str]:
-    """References to all files of a kind (`wat`, `warc`, `parquet`) that the settings name.
+    """References to all files of a kind (`wat`, `warc`, `pool`) that the settings name.
 
     Asks servers for lists and for what lies in a folder, never for the files themselves. Raises
     `MissingInput`, `ConfigError` and `UserError`, each naming the setting.

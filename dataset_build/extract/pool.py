@@ -1,21 +1,33 @@
-"""Pairs of an existing pool (LAION, CommonPool, COYO …): addresses and texts from parquet files."""
+"""Pairs of an existing pool (LAION, CommonPool, COYO, CC12M …): addresses and texts from tables.
+
+Tables are parquet, csv (RFC 4180) or tsv, where a tab is a tab and a quote is a quote.
+"""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import logging
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from dataset_build.extract.candidates import Candidates
+from dataset_build.extract.columns import Columns
 from pipeline import files
 from pipeline.config import UserError
 
 # As LAION, CommonPool, COYO, CC3M/CC12M, RedCaps and WIT call them; compared in lower case.
-_URL_NAMES = ("url", "image_url", "img_url")
-_TEXT_NAMES = ("text", "caption", "alt_text", "alt", "top_caption")
-_PAGE_NAMES = ("page_url", "page", "parent_url")
+_USUAL = {
+    "url": ("url", "image_url", "img_url"),
+    "text": ("text", "caption", "alt_text", "alt", "top_caption"),
+    "page_url": ("page_url", "page", "parent_url"),
+}
+_LINES_A_CHECK = 4096
 
 
 def extract(
@@ -23,40 +35,114 @@ def extract(
     candidates: Candidates,
     progress: Callable[[float], None],
     *,
-    name: str,
-    url_column: str,
-    text_column: str,
+    source: str,
+    columns: Columns,
+    row_groups: tuple[int, int] | None = None,
 ) -> None:
-    """Put every row of a parquet file to `candidates`; `name` is their source.
+    """Put every row of a table to `candidates`, or those of a range of a parquet file's row groups.
 
-    Empty column names are found by the names that known pools use. An unreadable row group costs
-    itself only. Raises `UserError` if the file is no parquet or has no such columns.
+    `source` is what its texts come from, `progress` is told which share is read. An unreadable row
+    group or line costs itself only, a cut end of a compressed file itself. Raises `UserError` if
+    the file is no table or has no such columns.
     """
-    try:
-        parquet = files.open_parquet(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}); fetch it again") from None
-    with parquet:
-        names = parquet.schema_arrow.names
-        url = _column(path, names, url_column, _URL_NAMES, "url_column")
-        text = _column(path, names, text_column, _TEXT_NAMES, "text_column")
-        page = next((n for n in names if n.lower() in _PAGE_NAMES and n not in {url, text}), None)
-        columns = [url, text, *([page] if page else [])]
-        for group in range(parquet.num_row_groups):
-            progress(group / parquet.num_row_groups)
+    if path.suffix == ".parquet":
+        _parquet(path, candidates, progress, source, columns, row_groups)
+    else:
+        _lines(path, candidates, progress, source, columns)
+
+
+def parts(path: Path, most: int) -> list[tuple[int, int, int]]:
+    """Ranges of row groups of about `most` bytes each: first, the one after the last, and bytes.
+
+    Raises `UserError` for what is no parquet file.
+    """
+    with _opened(path) as parquet:
+        about = parquet.metadata
+        sizes = [about.row_group(group).total_byte_size for group in range(about.num_row_groups)]
+    scale = path.stat().st_size / max(1, sum(sizes))  # those are bytes before compression
+    found: list[tuple[int, int, int]] = []
+    first, held = 0, 0.0
+    for group, size in enumerate(sizes):
+        held += size * scale
+        if held >= most or group == len(sizes) - 1:
+            found.append((first, group + 1, round(held)))
+            first, held = group + 1, 0.0
+    return found
+
+
+def _parquet(
+    path: Path,
+    candidates: Candidates,
+    progress: Callable[[float], None],
+    source: str,
+    columns: Columns,
+    row_groups: tuple[int, int] | None,
+) -> None:
+    with _opened(path) as parquet:
+        found = _found(path, parquet.schema_arrow.names, columns)
+        first, end = row_groups or (0, parquet.num_row_groups)
+        for group in range(first, end):
+            progress((group - first) / (end - first))
             seen = 0
             try:
-                batches = parquet.iter_batches(8192, row_groups=[group], columns=columns)
-                for batch in batches:
-                    rows = [_values(batch.column(column)) for column in columns]
-                    pages = rows[2] if page else [""] * batch.num_rows
-                    for address, caption, page_url in zip(*rows[:2], pages, strict=True):
-                        _row(candidates, address, caption, page_url, name)
+                for batch in parquet.iter_batches(8192, row_groups=[group], columns=found):
+                    rows = [_values(batch.column(column)) for column in found]
+                    pages = rows[2] if len(rows) > 2 else [""] * batch.num_rows
+                    for address, text, page_url in zip(*rows[:2], pages, strict=True):
+                        _row(candidates, address, text, page_url, source)
                     seen += batch.num_rows
             except (pa.ArrowException, OSError):
                 lost = parquet.metadata.row_group(group).num_rows - seen
                 candidates.stats.rows_in += lost
                 candidates.stats.drop("broken_row_group", lost)
+
+
+def _lines(
+    path: Path,
+    candidates: Candidates,
+    progress: Callable[[float], None],
+    source: str,
+    columns: Columns,
+) -> None:
+    """A csv or tsv file. Bytes that are no UTF-8 become U+FFFD."""
+    stats, size = candidates.stats, max(1, path.stat().st_size)
+    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    with path.open("rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        text = io.TextIOWrapper(cast("io.BufferedReader", stream), "utf-8-sig", "replace", "")
+        lines = csv.reader(text, **dialect)
+        try:
+            names = columns.names or tuple(_next(lines) or ())
+            found = [names.index(column) for column in _found(path, names, columns)]
+            while (row := _next(lines)) is not None:
+                if lines.line_num % _LINES_A_CHECK == 0:
+                    progress(raw.tell() / size)
+                if len(row) == len(names):
+                    address, caption, *rest = (row[column] for column in found)
+                    _row(candidates, address, caption, rest[0] if rest else "", source)
+                elif row:
+                    stats.rows_in += 1
+                    stats.drop("bad_row")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            stats.counts["truncated_files"] += 1
+            logging.warning("%s: damaged or cut off at line %d (%s): what follows is lost",
+                            path, lines.line_num, error)  # fmt: skip
+
+
+def _next(lines: Any) -> list[str] | None:
+    """The next row, [] for an empty line; what cannot be split is one column."""
+    try:
+        return next(lines, None)
+    except csv.Error:
+        return [""]
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return files.open_parquet(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error}); fetch it again") from None
 
 
 def _values(column: pa.Array[Any]) -> list[Any]:
@@ -68,29 +154,32 @@ def _values(column: pa.Array[Any]) -> list[Any]:
     return values
 
 
-def _row(candidates: Candidates, url: object, text: object, page_url: object, name: str) -> None:
+def _row(candidates: Candidates, url: object, text: object, page_url: object, source: str) -> None:
     if isinstance(url, bytes):
         url = url.decode("utf-8", "replace")
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     page = page_url if isinstance(page_url, str) else ""
-    texts = [(name, text)] if isinstance(text, str) else []
+    texts = [(source, text)] if isinstance(text, str) else []
     candidates.link(url if isinstance(url, str) else "", texts, page, "")
 
 
-def _column(
-    path: Path, names: Sequence[str], given: str, known: Sequence[str], setting: str
-) -> str:
-    if given:
-        if given in names:
-            return given
-        found = None
-    else:
-        lower = {name.lower(): name for name in reversed(names)}
-        found = next((lower[name] for name in known if name in lower), None)
-    if found is None:
-        wanted = repr(given) if given else f"column called {', '.join(known)}"
-        raise UserError(
-            f"{path}: no {wanted}; it has {', '.join(names)}: set extract.{setting} to one of them"
-        )
+def _found(path: Path, names: Sequence[str], columns: Columns) -> list[str]:
+    """The columns of addresses and texts, and that of pages if there is one."""
+    lower = {name.lower(): name for name in reversed(names)}
+    found = []
+    for what, usual in _USUAL.items():
+        if given := getattr(columns, what):
+            column = given if given in names else None
+        else:
+            column = next((lower[n] for n in usual if n in lower and lower[n] not in found), None)
+        if column is not None:
+            found.append(column)
+        elif given or what != "page_url":
+            wanted = repr(given) if given else f"column called {', '.join(usual)}"
+            there = ", ".join(name[:80] for name in names[:50])
+            raise UserError(
+                f"{path}: no {wanted}; it has {there}: set extract.columns.{what} to one of them,"
+                " or columns.names if they are no names"
+            )
     return found

@@ -90,7 +90,9 @@ def _size(run: Run, task: Task, done: Manifest, kind: str, stage: Stats) -> tupl
 
 
 def _bytes_read(run: Run, task: Task, done: Manifest) -> int:
-    """Of files that are here, and of those that were fetched."""
+    """Of files that are here or a part of one, and of those that were fetched."""
+    if "bytes" in task.params and task.stage == "extract":
+        return int(task.params["bytes"])
     here = [run.path(reference) for reference in task.reads if not is_remote(reference)]
     return done.stats.counts["bytes_fetched"] + sum(path.stat().st_size for path in here)
 
@@ -121,7 +123,7 @@ def figures(run: Run, name: str) -> dict[str, Figure]:
     for stage in ("match", "dedup", "balance", "download", "screen"):
         if stats[stage].rows_in:
             found[f"{stage}.share"] = stats[stage].rows_out / stats[stage].rows_in
-    for kind in ("wat", "warc", "parquet"):
+    for kind in ("wat", "warc", "pool"):
         size = rows = 0
         manifests = {manifest.index: manifest for manifest in run.manifests("extract")}
         for planned in run.plan("extract"):

@@ -135,7 +135,7 @@ class _Reckoning:
     def _inputs(self) -> Inputs | None:
         """Files that are configured, or as many as the candidates that were asked for take."""
         settings: extract.ExtractSettings = self.run.settings("extract")
-        configured = [kind for kind in ("wat", "warc", "parquet") if getattr(settings, kind)]
+        configured = [kind for kind in ("wat", "warc", "pool") if getattr(settings, kind)]
         if self.asked.candidates is None:
             try:
                 tasks = extract.plan(self.run)
@@ -155,6 +155,8 @@ class _Reckoning:
 
     def _bytes(self, task: Task) -> float:
         """Of a task's files; nobody is asked for the sizes of those that are elsewhere."""
+        if (part := task.params.get("bytes")) is not None:
+            return float(part)
         here = [reference for reference in task.reads if not is_remote(reference)]
         size = input_bytes(self.run, replace(task, reads=tuple(here)))
         if elsewhere := len(task.reads) - len(here):
@@ -188,7 +190,7 @@ class _Reckoning:
         passing = self._share("match") * self._share("dedup") * self._share("balance")
         found = self.ledger.given("candidates", selected / passing, "what the pairs take")
         settings: extract.ExtractSettings = self.run.settings("extract")
-        kinds = [kind for kind in ("wat", "warc", "parquet") if getattr(settings, kind)]
+        kinds = [kind for kind in ("wat", "warc", "pool") if getattr(settings, kind)]
         self.inputs = self._made_up(kinds[0] if kinds else "wat", found)
         return found
 

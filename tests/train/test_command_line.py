@@ -91,7 +91,7 @@ def to_build(tmp_path: Path) -> Path:
     (tmp_path / "queries.txt").write_text("red\n")
     (tmp_path / "pool.parquet").touch()
     text = (
-        "queries: {file: [%s]}\nextract: {parquet: [%s]}\n"
+        "queries: {file: [%s]}\nextract: {pool: [%s]}\n"
         "download: {contact: https://lab.example/openwit}\n"
     )
     path = tmp_path / "build.yaml"

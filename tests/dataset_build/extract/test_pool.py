@@ -1,16 +1,21 @@
-"""Parquet pools: columns under their usual names, rows accounted for, damage contained."""
+"""Pools of pairs: columns under their usual names, rows accounted for, damage contained."""
 
 from __future__ import annotations
 
+import gzip
+import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_build.extract import ExtractSettings, plan
 from pipeline.config import UserError
+from pipeline.stage import Run
 
-from .conftest import Extract
+from .conftest import Extract, Root
 
 URLS = ["http://a.example/1.jpg", "http://a.example/2.jpg", None, "/relative.jpg"]
 TEXTS = ["a brown dog", None, "a black cat", "a green bird"]
@@ -23,7 +28,7 @@ TEXTS = ["a brown dog", None, "a black cat", "a green bird"]
 def test_columns_are_found(tmp_path: Path, extract: Extract, url: str, text: str) -> None:
     table = pa.table({"similarity": [0.1] * 4, text: TEXTS, url: URLS})
     pq.write_table(table, tmp_path / "part.parquet")
-    rows, stats = extract(parquet=[f"{tmp_path}/*.parquet"], snapshot="laion")
+    rows, stats = extract(pool=[f"{tmp_path}/*.parquet"], snapshot="laion")
     assert [(row["url"], row["text"]) for row in rows] == [(URLS[0], TEXTS[0])]
     assert (rows[0]["source"], rows[0]["snapshot"], rows[0]["file"]) == (
         "laion", "laion", "part.parquet",
@@ -36,11 +41,11 @@ def test_columns_are_given(tmp_path: Path, extract: Extract) -> None:
     table = pa.table({"url": ["x"], "u": ["http://a.example/u.jpg"], "t": ["one two"]})
     pq.write_table(table, tmp_path / "part.parquet")
     rows, _ = extract(
-        parquet=[f"{tmp_path}/part.parquet"], url_column="u", text_column="t", snapshot=""
+        pool=[f"{tmp_path}/part.parquet"], columns={"url": "u", "text": "t"}, snapshot=""
     )
     assert (rows[0]["url"], rows[0]["source"]) == ("http://a.example/u.jpg", "pool")
-    with pytest.raises(UserError, match=r"no 'tt'; it has url, u, t: set extract\.text_column"):
-        extract(parquet=[f"{tmp_path}/part.parquet"], text_column="tt")
+    with pytest.raises(UserError, match=r"no 'tt'; it has url, u, t: set extract\.columns\.text"):
+        extract(pool=[f"{tmp_path}/part.parquet"], columns={"text": "tt"})
 
 
 def test_a_damaged_row_group_loses_itself_only(tmp_path: Path, extract: Extract) -> None:
@@ -55,7 +60,7 @@ def test_a_damaged_row_group_loses_itself_only(tmp_path: Path, extract: Extract)
     data = bytearray(path.read_bytes())
     data[offset : offset + 200] = b"\xa5" * 200
     path.write_bytes(data)
-    rows, stats = extract(parquet=[str(path)])
+    rows, stats = extract(pool=[str(path)])
     assert [row["url"] for row in rows] == urls[:100] + urls[200:]
     assert stats.rows_in == count
     assert stats.dropped == {"broken_row_group": 100}
@@ -65,11 +70,154 @@ def test_bytes_that_are_no_utf8_cost_themselves_only(tmp_path: Path, extract: Ex
     texts = pa.array([b"a brown dog", b"a \xff black cat"], pa.binary())
     broken = pa.StringArray.from_buffers(2, texts.buffers()[1], texts.buffers()[2])
     pq.write_table(pa.table({"url": URLS[:2], "text": broken}), tmp_path / "x.parquet")
-    rows, _ = extract(parquet=[f"{tmp_path}/x.parquet"])
+    rows, _ = extract(pool=[f"{tmp_path}/x.parquet"])
     assert [row["text"] for row in rows] == ["a brown dog", "a \ufffd black cat"]
 
 
 def test_no_parquet_is_named(tmp_path: Path, extract: Extract) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"x\.parquet: not a readable parquet file"):
-        extract(parquet=[f"{tmp_path}/x.parquet"])
+        extract(pool=[f"{tmp_path}/x.parquet"])
+
+
+PAIRS = [(f"http://a.example/{i}.jpg", f"dog of number {i}") for i in range(1000)]
+
+
+def rows_of(extracted: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["url"], row["text"]) for row in extracted]
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".tsv", ".tsv.gz"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_are_rows(tmp_path: Path, extract: Extract, ending: str, mark: str) -> None:
+    tab = "\t" if "tsv" in ending else ","
+    lines = [f"id{tab}TEXT{tab}URL", *(f"1{tab}{text}{tab}{url}" for url, text in PAIRS)]
+    path = write(tmp_path / f"a{ending}", (mark + "\r\n".join(lines)).encode())
+    rows, stats = extract(pool=[str(tmp_path)], columns="laion")
+    assert rows_of(rows) == PAIRS
+    assert {row["file"] for row in rows} == {path.name}
+    assert stats.rows_in == len(PAIRS)
+
+
+def test_a_csv_file_has_quotes_and_a_tsv_file_has_none(tmp_path: Path, extract: Extract) -> None:
+    url = "http://a.example/1.jpg"
+    write(
+        tmp_path / "a.csv", f'url,text,page\n{url},"a ""big"" dog,\nand a cat",http://p/\n'.encode()
+    )
+    write(tmp_path / "b.tsv", f'{url}\t12" of snow\n{url}\ta "big" dog\n'.encode())
+    rows, _ = extract(pool=[f"{tmp_path}/a.csv"])
+    assert rows_of(rows) == [(url, 'a "big" dog, and a cat')]
+    assert rows[0]["page_url"] == "http://p/"
+    rows, _ = extract(pool=[f"{tmp_path}/b.tsv"], columns="cc12m")
+    assert rows_of(rows) == [(url, '12" of snow'), (url, 'a "big" dog')]
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ("cc12m", "{url}\t{text}"),
+        ("cc3m", "{text}\t{url}"),
+        ({"names": ["id", "caption", "url"]}, "7\t{text}\t{url}"),
+        ({"names": ["a", "b", "c"], "url": "a", "text": "c"}, "{url}\t-\t{text}"),
+    ],
+)
+def test_files_without_names(tmp_path: Path, extract: Extract, columns: Any, line: str) -> None:
+    lines = [line.format(url=url, text=text) for url, text in PAIRS]
+    write(tmp_path / "a.tsv", "\n".join(lines).encode())
+    rows, stats = extract(pool=[f"{tmp_path}/a.tsv"], columns=columns)
+    assert rows_of(rows) == PAIRS
+    assert not stats.dropped
+
+
+def test_a_first_line_of_no_names_is_said(tmp_path: Path, extract: Extract) -> None:
+    write(tmp_path / "a.tsv", b"http://a.example/1.jpg\ta dog and a cat\n")
+    with pytest.raises(UserError, match=r"a\.tsv: no column called url.*columns\.names"):
+        extract(pool=[f"{tmp_path}/a.tsv"])
+    write(tmp_path / "b.csv", b"")
+    with pytest.raises(UserError, match=r"b\.csv: no column called url"):
+        extract(pool=[f"{tmp_path}/b.csv"])
+
+
+def test_a_bad_line_costs_itself_only(tmp_path: Path, extract: Extract) -> None:
+    good = "http://a.example/{}.jpg,a dog and cat {}"
+    lines = [
+        "url,text",
+        good.format(1, 1),
+        "http://a.example/2.jpg",  # too short
+        "",
+        good.format(3, 3) + ",more,still more",
+        good.format(4, "\udcff"),  # no UTF-8
+        good.format(5, "x" * 200_000),  # longer than any line may be
+        good.format(6, 6),
+    ]
+    write(tmp_path / "a.csv", "\n".join(lines).encode("utf-8", "surrogateescape"))
+    rows, stats = extract(pool=[f"{tmp_path}/a.csv"])
+    assert [row["text"] for row in rows] == [
+        "a dog and cat 1",
+        "a dog and cat \ufffd",
+        "a dog and cat 6",
+    ]
+    assert stats.rows_in == 6
+    assert stats.dropped == {"bad_row": 3}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_compressed_file_keeps_what_is_before_its_damage(
+    tmp_path: Path, extract: Extract, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    random.seed(0)
+    pairs = [(url, f"dog {random.getrandbits(200):x}") for url, _ in PAIRS]
+    lines = ["url,text", *(f"{url},{text}" for url, text in pairs)]
+    data = bytearray(gzip.compress("\n".join(lines).encode()))
+    middle = len(data) // 2
+    data[middle:] = b"" if damage == "cut" else b"\xff" * (len(data) - middle)
+    (tmp_path / "a.csv.gz").write_bytes(data)
+    rows, stats = extract(pool=[f"{tmp_path}/a.csv.gz"], min_words=1)
+    assert 300 < len(rows) < 700
+    assert rows_of(rows) == pairs[: len(rows)]
+    assert stats.counts["truncated_files"] == 1
+    assert "a.csv.gz: damaged or cut off at line" in caplog.text
+
+
+@pytest.mark.parametrize("bytes_per_task", [1, 3000, 12_000, 10**9])
+def test_a_large_file_is_read_by_many_tasks(
+    tmp_path: Path, extract: Extract, bytes_per_task: int
+) -> None:
+    url, text = zip(*PAIRS, strict=True)
+    pq.write_table(pa.table({"url": url, "text": text}), tmp_path / "b.parquet", row_group_size=90)
+    for name in ("a", "c"):
+        pq.write_table(
+            pa.table({"url": url[:1], "text": [name * 9 + " dog"]}), tmp_path / f"{name}.parquet"
+        )
+    settings = ExtractSettings(
+        pool=(str(tmp_path),), bytes_per_task=bytes_per_task, files_per_task=3
+    )
+    tasks = plan(Run(tmp_path / "run", Root(extract=settings)))
+    parts = [task.params["row_groups"] for task in tasks if "row_groups" in task.params]
+    edges = [edge for part in parts for edge in part]
+    if bytes_per_task == 1:
+        assert parts == [[i, i + 1] for i in range(12)]
+    elif parts:
+        assert edges[0] == 0 and edges[-1] == 12 and edges[1:-1:2] == edges[2::2]
+        size = (tmp_path / "b.parquet").stat().st_size
+        assert sum(task.params.get("bytes", 0) for task in tasks) == pytest.approx(size, abs=12)
+    else:
+        assert [len(task.reads) for task in tasks] == [3]
+    rows, stats = extract(pool=[str(tmp_path)], bytes_per_task=bytes_per_task, files_per_task=3)
+    assert [row["text"] for row in rows] == ["a" * 9 + " dog", *text, "c" * 9 + " dog"]
+    assert stats.rows_in == 1002
+
+
+def test_a_large_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    url, text = zip(*PAIRS, strict=True)
+    path = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"url": url, "text": text}), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    settings = ExtractSettings(pool=(str(path),), bytes_per_task=100)
+    with pytest.raises(UserError, match=r"b\.parquet: not a readable parquet file"):
+        plan(Run(tmp_path / "run", Root(extract=settings)))

@@ -120,7 +120,7 @@ def test_tasks_follow_the_settings_that_cut_them(built: Run) -> None:
 def test_files_that_are_elsewhere_are_taken_to_be_as_large_as_most(built: Run) -> None:
     """Nobody is asked: no such host is there."""
     addresses = [f"https://none.example/{number}.warc.wat.gz" for number in range(7)]
-    run = other(built, extract={"wat": addresses, "warc": (), "parquet": ()})
+    run = other(built, extract={"wat": addresses, "warc": (), "pool": ()})
     ledger = known(built)
     planned = costs(run, ledger, [])
     assert planned["extract"].tasks == 7
