@@ -119,7 +119,7 @@ def _shares(
     together: list[str] = []
     for reference in references:
         size, parts = inputs.size(run, reference) or 0, []
-        if reference.endswith(".parquet") and size > settings.bytes_per_task:
+        if reference.lower().endswith(".parquet") and size > settings.bytes_per_task:
             parts = pool.parts(run.path(reference), settings.bytes_per_task)
         if len(parts) < 2:
             together.append(reference)

@@ -41,10 +41,15 @@ def references(run: Run, kind: str) -> set[str]:
         try:
             find = remote.find if remote.is_remote(pattern) else run.find
             for reference in find(pattern, ENDINGS[kind]):
-                if remote.name_of(reference).endswith(_LISTS):
+                name = remote.name_of(reference).lower()
+                if name.endswith(_LISTS):
                     found.update(_listed(run, reference, settings.base_url))
                 else:
                     found.add(reference)
+                    if kind == "pool" and not name.endswith(ENDINGS[kind]):
+                        raise ConfigError(
+                            f"{reference}: a pool's name ends in {', '.join(ENDINGS[kind])}"
+                        )
         except UserError as error:
             raise type(error)(f"extract.{kind}: {error}") from None
     return found

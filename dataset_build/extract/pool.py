@@ -10,7 +10,8 @@ import gzip
 import io
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +22,15 @@ from dataset_build.extract.columns import Columns
 from pipeline import files
 from pipeline.config import UserError
 
-# As LAION, CommonPool, COYO, CC3M/CC12M, RedCaps and WIT call them; compared in lower case.
+# As LAION, CommonPool, COYO, CC3M/CC12M and RedCaps call them; compared in lower case.
 _USUAL = {
     "url": ("url", "image_url", "img_url"),
     "text": ("text", "caption", "alt_text", "alt", "top_caption"),
     "page_url": ("page_url", "page", "parent_url"),
 }
-_LINES_A_CHECK = 4096
+_ROWS_A_CHECK = 4096
+_MOST_LINES = 100  # of a row: a quote that nothing closes does not swallow more
+_MOST_CHARS = 1 << 20  # of a line
 
 
 def extract(
@@ -45,10 +48,10 @@ def extract(
     group or line costs itself only, a cut end of a compressed file itself. Raises `UserError` if
     the file is no table or has no such columns.
     """
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         _parquet(path, candidates, progress, source, columns, row_groups)
     else:
-        _lines(path, candidates, progress, source, columns)
+        _delimited(path, candidates, progress, source, columns)
 
 
 def parts(path: Path, most: int) -> list[tuple[int, int, int]]:
@@ -97,7 +100,7 @@ def _parquet(
                 candidates.stats.drop("broken_row_group", lost)
 
 
-def _lines(
+def _delimited(
     path: Path,
     candidates: Candidates,
     progress: Callable[[float], None],
@@ -106,36 +109,76 @@ def _lines(
 ) -> None:
     """A csv or tsv file. Bytes that are no UTF-8 become U+FFFD."""
     stats, size = candidates.stats, max(1, path.stat().st_size)
-    tabs = path.name.removesuffix(".gz").endswith(".tsv")
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    name = path.name.lower()
+    comma = "\t" if name.removesuffix(".gz").endswith(".tsv") else ","
     with path.open("rb") as raw:
-        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        text = io.TextIOWrapper(cast("io.BufferedReader", stream), "utf-8-sig", "replace", "")
-        lines = csv.reader(text, **dialect)
+        stream = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
+        text = io.TextIOWrapper(cast("io.BufferedReader", stream), "utf-8-sig", "replace", "\n")
+        number, lines = 0, _lines(text)
         try:
-            names = columns.names or tuple(_next(lines) or ())
+            names = columns.names or _split(next(lines, ""), comma) or ()
+            names = tuple(name.strip() for name in names)
             found = [names.index(column) for column in _found(path, names, columns)]
-            while (row := _next(lines)) is not None:
-                if lines.line_num % _LINES_A_CHECK == 0:
+            for number, row in enumerate(_rows(lines, comma, len(names)), 1):
+                if number % _ROWS_A_CHECK == 0:
                     progress(raw.tell() / size)
-                if len(row) == len(names):
-                    address, caption, *rest = (row[column] for column in found)
-                    _row(candidates, address, caption, rest[0] if rest else "", source)
-                elif row:
+                if row is None:
                     stats.rows_in += 1
                     stats.drop("bad_row")
+                else:
+                    address, caption, *rest = (row[column] for column in found)
+                    _row(candidates, address, caption, rest[0] if rest else "", source)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if not number:
+                raise UserError(f"{path}: cannot be read ({error}); fetch it again") from None
             stats.counts["truncated_files"] += 1
-            logging.warning("%s: damaged or cut off at line %d (%s): what follows is lost",
-                            path, lines.line_num, error)  # fmt: skip
+            logging.warning("%s: damaged or cut off after row %d (%s): what followed is lost",
+                            path, number, error)  # fmt: skip
 
 
-def _next(lines: Any) -> list[str] | None:
-    """The next row, [] for an empty line; what cannot be split is one column."""
+def _rows(lines: Iterator[str], comma: str, width: int) -> Iterator[list[str] | None]:
+    """Rows of so many columns; None for a line that neither is one nor begins one.
+
+    The lines after such a one are read as if it were not there.
+    """
+    ahead: deque[str] = deque()  # lines that were taken for a part of another
+
+    def after() -> str | None:
+        return ahead.popleft() if ahead else next(lines, None)
+
+    while (line := after()) is not None:
+        if not line.strip("\r"):
+            continue
+        taken = [line]
+        is_open = comma == "," and line.count('"') % 2 == 1
+        while is_open and len(taken) < _MOST_LINES and (more := after()) is not None:
+            taken.append(more)
+            is_open ^= more.count('"') % 2 == 1
+        row = None if is_open else _split("\n".join(taken), comma)
+        if row is None or len(row) != width:
+            ahead.extendleft(reversed(taken[1:]))
+            row = None
+        yield row
+
+
+def _split(row: str, comma: str) -> list[str] | None:
+    """A row's columns; None if its quotes are not as they must be."""
+    row = row.removesuffix("\r")
+    if comma != "," or '"' not in row:
+        return row.split(comma)
     try:
-        return next(lines, None)
+        return next(csv.reader([row], strict=True))
     except csv.Error:
-        return [""]
+        return None
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines without their ends; in the place of one that is too long, one that is no row."""
+    while line := text.readline(_MOST_CHARS):
+        whole = line
+        while len(line) == _MOST_CHARS and line[-1] != "\n":
+            whole, line = "\0", text.readline(_MOST_CHARS)
+        yield whole.removesuffix("\n")
 
 
 def _opened(path: Path) -> Any:
@@ -177,7 +220,7 @@ def _found(path: Path, names: Sequence[str], columns: Columns) -> list[str]:
             found.append(column)
         elif given or what != "page_url":
             wanted = repr(given) if given else f"column called {', '.join(usual)}"
-            there = ", ".join(name[:80] for name in names[:50])
+            there = ", ".join(n[:80] if n.isprintable() else repr(n[:80]) for n in names[:50])
             raise UserError(
                 f"{path}: no {wanted}; it has {there}: set extract.columns.{what} to one of them,"
                 " or columns.names if they are no names"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dataset_build.extract import ExtractSettings, plan
+from dataset_build.extract import ExtractSettings, plan, pool
+from dataset_build.extract.candidates import Candidates
+from dataset_build.extract.columns import Columns
 from pipeline.config import UserError
 from pipeline.stage import Run
 
@@ -146,24 +152,73 @@ def test_a_first_line_of_no_names_is_said(tmp_path: Path, extract: Extract) -> N
 def test_a_bad_line_costs_itself_only(tmp_path: Path, extract: Extract) -> None:
     good = "http://a.example/{}.jpg,a dog and cat {}"
     lines = [
-        "url,text",
+        "url, text ",
         good.format(1, 1),
         "http://a.example/2.jpg",  # too short
         "",
         good.format(3, 3) + ",more,still more",
         good.format(4, "\udcff"),  # no UTF-8
-        good.format(5, "x" * 200_000),  # longer than any line may be
+        good.format(5, "x" * 3_000_000),  # longer than any line may be
         good.format(6, 6),
+        'http://a.example/7.jpg,"never closed',
+        *(good.format(i, i) for i in range(8, 300)),
+        'http://a.example/300.jpg,"a "big" dog"',
+        'http://a.example/301.jpg,"never closed here too',
+        good.format(302, 302),
     ]
     write(tmp_path / "a.csv", "\n".join(lines).encode("utf-8", "surrogateescape"))
     rows, stats = extract(pool=[f"{tmp_path}/a.csv"])
-    assert [row["text"] for row in rows] == [
-        "a dog and cat 1",
-        "a dog and cat \ufffd",
-        "a dog and cat 6",
-    ]
-    assert stats.rows_in == 6
-    assert stats.dropped == {"bad_row": 3}
+    numbers = [1, "\ufffd", 6, *range(8, 300), 302]
+    assert [row["text"] for row in rows] == [f"a dog and cat {number}" for number in numbers]
+    assert stats.dropped == {"bad_row": 6}
+    assert stats.rows_in == len(rows) + 6
+
+
+@given(
+    st.lists(
+        st.tuples(
+            *[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))] * 3
+        ),
+        max_size=20,
+    )
+)
+def test_rows_are_those_that_were_written(written: list[tuple[str, str, str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(written)
+    read = io.TextIOWrapper(io.BytesIO(text.getvalue().encode()), "utf-8", newline="\n")
+    kept = [list(row) for row in written if "".join(row) or len(row) > 1]
+    assert [row for row in pool._rows(pool._lines(read), ",", 3) if row] == kept
+
+
+def test_long_tables_tell_how_far_they_are(tmp_path: Path) -> None:
+    """Rows of two lines each, as many as make every count of lines odd."""
+    path = tmp_path / "a.csv"
+    path.write_text("url,text\n" + 'http://a.example/x.jpg,"two\nlines"\n' * 50_000)
+    shares: list[float] = []
+    with Candidates(tmp_path / "out.parquet", ExtractSettings(), "s") as out:
+        pool.extract(path, out, shares.append, source="s", columns=Columns())
+    assert len(shares) == 12
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv.gz", b"<html>404", "a.csv.gz: cannot be read"),
+        ("a.csv.gz", gzip.compress(b"url,text\n" * 9)[:12], "a.csv.gz: cannot be read"),
+        ("a.csv", gzip.compress(b"url,text"), "a.csv: no column called url"),
+        ("a.PARQUET", b"url,text", "a.PARQUET: not a readable parquet file"),
+        ("a.txt", b"url,text\n", "a.txt: a pool's name ends in .parquet, .csv"),
+    ],
+)
+def test_what_is_no_table_is_named(
+    tmp_path: Path, extract: Extract, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        extract(pool=[f"{tmp_path}/{name}"])
+    assert words in str(error.value)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
@@ -181,7 +236,7 @@ def test_a_compressed_file_keeps_what_is_before_its_damage(
     assert 300 < len(rows) < 700
     assert rows_of(rows) == pairs[: len(rows)]
     assert stats.counts["truncated_files"] == 1
-    assert "a.csv.gz: damaged or cut off at line" in caplog.text
+    assert "a.csv.gz: damaged or cut off after row" in caplog.text
 
 
 @pytest.mark.parametrize("bytes_per_task", [1, 3000, 12_000, 10**9])
