@@ -60,18 +60,20 @@ def count_views(
     `progress(done, total)` is called with numbers of files, several times a second.
     """
     stats = Stats()
-    marks: list[pl.Series] = []
+    marks: list[str] = []
     with tempfile.TemporaryDirectory(dir=folder) as place:
         runs = Path(place)
+        numbers = itertools.count()
         for done, path in enumerate(paths):
             seen = stats.counts["view_lines"]
             for block in _blocks(path, stats):
                 progress(done, len(paths))
                 views = _sum(_views(block, wiki, stats))
                 views.write_parquet(
-                    runs / f"{len(marks)}.parquet", row_group_size=_GROUP, compression="lz4"
+                    runs / f"{next(numbers)}.parquet", row_group_size=_GROUP, compression="lz4"
                 )
-                marks.append(views["title"].gather_every(_STEP))
+                # Strings of their own: a Series would keep the whole block in memory.
+                marks += views["title"].gather_every(_STEP).to_list()
             if stats.counts["view_lines"] == seen:
                 raise UserError(
                     f"{path}: no page views of {wiki!r} in it; expected Wikimedia's hourly format, "
@@ -79,7 +81,7 @@ def count_views(
                 )
         target = folder / f"counts-views-{name}.parquet"
         with pq.ParquetWriter(target, _VIEWS, compression="zstd") as writer:
-            for views in _merged(runs, pl.concat(marks)):
+            for views in _merged(runs, marks):
                 progress(len(paths), len(paths))
                 writer.write_table(views.to_arrow().cast(_VIEWS))
     return stats
@@ -105,10 +107,10 @@ def _sum(views: pl.DataFrame) -> pl.DataFrame:
     return views.group_by("title").agg(pl.col("views").sum()).sort("title")
 
 
-def _merged(runs: Path, marks: pl.Series) -> Iterator[pl.DataFrame]:
+def _merged(runs: Path, marks: list[str]) -> Iterator[pl.DataFrame]:
     """All titles of sorted blocks and their views, in order, about `_RANGE` rows at a time; `marks`
     are every `_STEP`th title of each."""
-    ends = marks.sort().gather_every(_RANGE // _STEP)[1:].unique(maintain_order=True).to_list()
+    ends = sorted(set(sorted(marks)[_RANGE // _STEP :: _RANGE // _STEP]))
     rows, title = dataset.dataset(runs, format="parquet"), dataset.field("title")
     for first, end in itertools.pairwise(["", *ends, None]):
         within = title >= first if end is None else (title >= first) & (title < end)
