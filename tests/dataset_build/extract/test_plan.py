@@ -92,7 +92,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     def planned(**settings: object) -> None:
         plan(Run(tmp_path / "run", Root(extract=ExtractSettings(**settings))))
 
-    with pytest.raises(ConfigError, match="give at least one of wat, warc, parquet"):
+    with pytest.raises(ConfigError, match="give at least one of wat, warc, pool"):
         planned()
     with pytest.raises(MissingInput, match=rf"extract\.warc: {tmp_path}/\*\.warc: no such input"):
         planned(warc=[f"{tmp_path}/*.warc"])
@@ -131,7 +131,7 @@ def test_a_folder_stands_for_the_files_below_it(tmp_path: Path) -> None:
         f"{folder}/b/c.warc.wat.gz",
     ]
     assert references(tmp_path, warc=[folder]) == [f"{folder}/b/d.warc.gz"]
-    assert references(tmp_path, parquet=[folder]) == [f"{folder}/b/e.parquet"]
+    assert references(tmp_path, pool=[folder]) == [f"{folder}/b/e.parquet"]
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ def test_long_tables_tell_how_far_they_are(tmp_path: Path) -> None:
         ("a.PARQUET", b"url,text", "a.PARQUET: not a readable parquet file"),
         ("a.txt", b"url,text\n", "a.txt: a pool's name ends in .parquet, .csv"),
     ],
+    ids=["no gzip", "nothing whole", "gzip", "no parquet", "no table"],
 )
 def test_what_is_no_table_is_named(
     tmp_path: Path, extract: Extract, name: str, content: bytes, words: str
