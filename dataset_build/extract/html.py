@@ -11,6 +11,8 @@ from selectolax.lexbor import LexborHTMLParser
 # placeholder.
 _LAZY = ("data-src", "data-lazy-src", "data-original", "data-original-src", "data-lazy")
 _META = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
+# What scripts fill a page with is no part of its tree: such a tag is read as one of no meaning.
+_TEMPLATE = re.compile(r"<(/?)template(?=[\s/>])", re.IGNORECASE)
 _SRCSET = re.compile(r"(\S*[^\s,])(?:\s+(\d+(?:\.\d+)?)[wx][^,]*)?\s*(?:,|$)")
 # What browsers take these labels for (WHATWG Encoding, §4.2).
 _LABELS = {
@@ -25,7 +27,7 @@ _SEVEN_BIT = frozenset(["iso2022_jp", "hz"])  # bytes that look like ASCII and a
 
 def image_links(html: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
     """The page's base address as written, and (address, [(source, text)]) of every picture."""
-    tree = LexborHTMLParser(html)
+    tree = LexborHTMLParser(_TEMPLATE.sub(r"<\1x-template", html))
     node = tree.css_first("base[href]")
     base = (node.attributes.get("href") or "") if node is not None else ""
     links = []

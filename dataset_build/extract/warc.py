@@ -19,7 +19,7 @@ from dataset_build.extract.urls import canonical
 
 _HTML_TYPES = frozenset([b"text/html", b"application/xhtml+xml"])
 _MAX_PAGE_BYTES = 8 << 20
-_IMAGE = re.compile(rb"<img[\s/]", re.IGNORECASE)
+_IMAGE = re.compile(rb"<im(?:g|age)[\s/]", re.IGNORECASE)  # HTML takes <image> for <img>
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r\n")
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w:.-]+)", re.IGNORECASE)

@@ -48,6 +48,21 @@ def test_texts_and_base() -> None:
 
 
 @pytest.mark.parametrize(
+    "html",
+    [
+        "<template><img src=a alt=A></template>",
+        "<TEMPLATE id=x><template><img src=a alt=A></template></TEMPLATE>",
+        "<table><template><tr><td><img src=a alt=A></template></table>",
+        "<image src=a alt=A>",
+        "<select><option>x</select><img src=a alt=A>",
+        "<table><tr><img src=a alt=A></table>",
+    ],
+)
+def test_pictures_in_odd_places(html: str) -> None:
+    assert image_links(html)[1] == [("a", [("alt", "A")])]
+
+
+@pytest.mark.parametrize(
     ("html", "charset", "text"),
     [
         ("é".encode(), "", "é"),
@@ -85,6 +100,7 @@ CHUNKED = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(c), c) for c in (HTML[:9], HTML[
         (CHUNKED, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (HTML, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (b"<html>" + HTML, "Server: x"),
+        (HTML.replace(b"<img", b"<image"), "Content-Type: text/html"),
         (HTML.decode().encode("latin-1"), "Content-Type: text/html; charset=iso-8859-1"),
     ],
 )
