@@ -69,6 +69,10 @@ class ExtractSettings(Settings):
     """Column of a pool's addresses; if empty, found by its usual names (url, URL, image_url)."""
     text_column: str = ""
     """Column of a pool's texts; if empty, found by its usual names (text, TEXT, caption, alt …)."""
+    figure_captions: bool = False
+    """Whether the `<figcaption>` of the nearest `<figure>` that a picture is in is a text of it as
+    well, after `alt` and `title`; all pictures of a figure have its caption. Of `warc` only: WAT
+    files have none."""
     min_chars: int = Field(default=5, ge=1)
     """Shorter captions are dropped."""
     max_chars: int = Field(default=512, ge=1)
@@ -155,8 +159,14 @@ def _extract(
         )
     else:
         size = max(1, path.stat().st_size)
-        extract = wat.extract if kind == "wat" else warc.extract
-        extract(path, out, lambda position: progress(position / size))
+
+        def read(position: int) -> None:
+            progress(position / size)
+
+        if kind == "wat":
+            wat.extract(path, out, read)
+        else:
+            warc.extract(path, out, read, settings.figure_captions)
 
 
 STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)

@@ -25,7 +25,12 @@ _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r\n")
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w:.-]+)", re.IGNORECASE)
 
 
-def extract(path: Path, candidates: Candidates, progress: Callable[[int], None]) -> None:
+def extract(
+    path: Path,
+    candidates: Candidates,
+    progress: Callable[[int], None],
+    figure_captions: bool = False,
+) -> None:
     """Put every image link of the HTML pages in a WARC file to `candidates`.
 
     A bad page costs itself only; records are skipped that are no HTML or answer with an error.
@@ -39,7 +44,8 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
             if not html or not page_url:
                 counts["other_records"] += 1
                 continue
-            base, links = image_links(decoded(html, charset)) if _IMAGE.search(html) else ("", [])
+            text = decoded(html, charset) if _IMAGE.search(html) else ""
+            base, links = image_links(text, figure_captions)
         except (zlib.error, ValueError, KeyError, RuntimeError):
             counts["bad_records"] += 1
             continue
