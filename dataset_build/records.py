@@ -48,7 +48,7 @@ CANDIDATES = pa.schema(
         ("url", pa.string()),  # absolute, of the picture
         ("text", pa.string()),  # text.clean() of what the page said
         ("page_url", pa.string()),
-        ("source", pa.string()),  # alt, title, or the pool's name
+        ("source", pa.string()),  # alt, title, figcaption, or the pool's name
         ("snapshot", pa.string()),  # which crawl or pool
         ("file", pa.string()),  # which file of it; (snapshot, file) orders occurrences
     ]

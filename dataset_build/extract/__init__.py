@@ -74,6 +74,10 @@ class ExtractSettings(Settings):
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
     pools and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
     kept. A snapshot is also what a dataset grows by: those that are there are not read again."""
+    figure_captions: bool = False
+    """Whether the `<figcaption>` of the nearest `<figure>` that a picture is in is a text of it as
+    well, after `alt` and `title`; all pictures of a figure have its caption. Of `warc` only: WAT
+    files have none."""
     min_chars: int = Field(default=5, ge=1)
     """Shorter captions are dropped."""
     max_chars: int = Field(default=512, ge=1)
@@ -185,8 +189,14 @@ def _extract(
         )
     else:
         size = max(1, path.stat().st_size)
-        extract = wat.extract if kind == "wat" else warc.extract
-        extract(path, out, lambda position: progress(position / size))
+
+        def read(position: int) -> None:
+            progress(position / size)
+
+        if kind == "wat":
+            wat.extract(path, out, read)
+        else:
+            warc.extract(path, out, read, settings.figure_captions)
 
 
 STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import codecs
 import re
+from itertools import islice
 
-from selectolax.lexbor import LexborHTMLParser
+from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 # Where scripts that load pictures late keep the address, most trusted first; `src` then holds a
 # placeholder.
 _LAZY = ("data-src", "data-lazy-src", "data-original", "data-original-src", "data-lazy")
+# How far a picture's figure is looked for upwards, and how much of a caption is read: in pages, not
+# in what is made to be slow.
+_MAX_LEVELS = 64
+_MAX_NODES = 200
+_BREAKS = frozenset(["br", "div", "li", "p", "h1", "h2", "h3", "h4", "h5", "h6"])
 _META = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
+# What scripts fill a page with is no part of its tree: such a tag is read as one of no meaning.
+_TEMPLATE = re.compile(r"<(/?)template(?=[\s/>])", re.IGNORECASE)
 _SRCSET = re.compile(r"(\S*[^\s,])(?:\s+(\d+(?:\.\d+)?)[wx][^,]*)?\s*(?:,|$)")
 # What browsers take these labels for (WHATWG Encoding, §4.2).
 _LABELS = {
@@ -23,16 +31,28 @@ _LABELS = {
 _SEVEN_BIT = frozenset(["iso2022_jp", "hz"])  # bytes that look like ASCII and are not
 
 
-def image_links(html: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
-    """The page's base address as written, and (address, [(source, text)]) of every picture."""
-    tree = LexborHTMLParser(html)
+def image_links(
+    html: str, figure_captions: bool = False
+) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
+    """The page's base address as written, and (address, [(source, text)]) of every picture.
+
+    The sources are `alt`, `title` and, if wanted, `figcaption`: the first one of the nearest
+    `<figure>` that a picture is in, which all pictures of that figure have.
+    """
+    tree = LexborHTMLParser(_TEMPLATE.sub(r"<\1x-template", html))
     node = tree.css_first("base[href]")
     base = (node.attributes.get("href") or "") if node is not None else ""
+    captions: dict[int, str] = {}
+    for caption in tree.css("figcaption") if figure_captions else ():
+        if (figure := _figure(caption)) and figure not in captions:
+            captions[figure] = _text(caption)
     links = []
     for image in tree.css("img"):
         given = image.attributes
         texts = [(name, text) for name in ("alt", "title") if (text := given.get(name))]
-        links.append((_address(given), texts))
+        if captions and (text := captions.get(_figure(image))):
+            texts.append(("figcaption", text))
+        links.append((_address(image, given), texts))
     return base, links
 
 
@@ -75,13 +95,49 @@ def _codec(label: str) -> str:
     return "utf-8" if name.startswith(("utf-16", "utf-32", "utf-7")) else name
 
 
-def _address(given: dict[str, str | None]) -> str:
-    """Where the picture is: late-loading attributes, `src`, the largest of `srcset`."""
+def _figure(node: LexborNode) -> int:
+    """Which figure is the nearest that a node is in; 0 if it is in none."""
+    above = node.parent
+    for _ in range(_MAX_LEVELS):
+        if above is None:
+            break
+        if above.tag == "figure":
+            return int(above.mem_id)
+        above = above.parent
+    return 0
+
+
+def _text(caption: LexborNode) -> str:
+    """What a reader sees of it; lines and paragraphs are parted by a space."""
+    parts = []
+    for node in islice(caption.traverse(include_text=True), _MAX_NODES):
+        if node.tag == "-text":
+            if node.parent is None or node.parent.tag not in ("script", "style"):
+                parts.append(node.text_content or "")
+        elif node.tag in _BREAKS:
+            parts.append(" ")
+    return "".join(parts)
+
+
+def _address(image: LexborNode, given: dict[str, str | None]) -> str:
+    """Where the picture with these attributes is: late-loading ones, `src`, the largest of
+    `srcset`, then that of the `<picture>` it stands in."""
     for name in (*_LAZY, "src"):
         url = (given.get(name) or "").strip()
         # "{width}" marks a template that a script fills in.
         if url and "{" not in url and url[:5].lower() != "data:":
             return url
+    if url := _largest(given):
+        return url
+    if (picture := image.parent) is not None and picture.tag == "picture":
+        for source in islice(picture.iter(), _MAX_LEVELS):
+            if source.tag == "source" and (url := _largest(source.attributes)):
+                return url
+    return given.get("src") or ""
+
+
+def _largest(given: dict[str, str | None]) -> str:
+    """The largest picture of a `srcset`, or ""."""
     for name in ("data-srcset", "srcset"):
         sizes = [
             (float(match[2] or 1), match[1])
@@ -90,4 +146,4 @@ def _address(given: dict[str, str | None]) -> str:
         ]
         if sizes:
             return max(sizes, key=lambda size: size[0])[1]
-    return given.get("src") or ""
+    return ""

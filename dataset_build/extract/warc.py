@@ -19,13 +19,18 @@ from dataset_build.extract.urls import canonical
 
 _HTML_TYPES = frozenset([b"text/html", b"application/xhtml+xml"])
 _MAX_PAGE_BYTES = 8 << 20
-_IMAGE = re.compile(rb"<img[\s/]", re.IGNORECASE)
+_IMAGE = re.compile(rb"<im(?:g|age)[\s/]", re.IGNORECASE)  # HTML takes <image> for <img>
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r\n")
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w:.-]+)", re.IGNORECASE)
 
 
-def extract(path: Path, candidates: Candidates, progress: Callable[[int], None]) -> None:
+def extract(
+    path: Path,
+    candidates: Candidates,
+    progress: Callable[[int], None],
+    figure_captions: bool = False,
+) -> None:
     """Put every image link of the HTML pages in a WARC file to `candidates`.
 
     A bad page costs itself only; records are skipped that are no HTML or answer with an error.
@@ -39,7 +44,11 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
             if not html or not page_url:
                 counts["other_records"] += 1
                 continue
-            base, links = image_links(decoded(html, charset)) if _IMAGE.search(html) else ("", [])
+            base, links = (
+                image_links(decoded(html, charset), figure_captions)
+                if _IMAGE.search(html)
+                else ("", [])
+            )
         except (zlib.error, ValueError, KeyError, RuntimeError):
             counts["bad_records"] += 1
             continue

@@ -48,6 +48,77 @@ def test_texts_and_base() -> None:
 
 
 @pytest.mark.parametrize(
+    ("html", "url"),
+    [
+        ("<picture><source srcset='a.webp 1x, b.webp 2x'><img></picture>", "b.webp"),
+        ("<picture><source srcset=a.webp><img src=c.jpg></picture>", "c.jpg"),
+        ("<picture><source srcset=a.webp><img src='data:,' srcset='c 1w'></picture>", "c"),
+        ("<picture><source media=x><source data-srcset=d><img src='data:,'></picture>", "d"),
+        ("<video><source srcset=a.webp><img></video>", ""),
+    ],
+)
+def test_sources_of_a_picture(html: str, url: str) -> None:
+    assert image_links(html)[1][0][0] == url
+
+
+@pytest.mark.parametrize(
+    ("html", "captions"),
+    [
+        ("<figure><img><figcaption>A <b>r</b>ed\n door</figcaption></figure>", ["A red\n door"]),
+        ("<figure><div><a><img></a></div><p><img><figcaption>C</figcaption></figure>", ["C", "C"]),
+        ("<figure><img><figcaption><p>C<p>D<br>E</figcaption></figure>", [" C D E"]),
+        ("<figure><img><figcaption>A<script>B</script></figcaption></figure>", ["A"]),
+        ("<figure><img><figcaption>C</figcaption><figcaption>D</figcaption></figure>", ["C"]),
+        (
+            "<figure><img><figure><img><figcaption>in</figcaption></figure><figure><img></figure>"
+            "<figcaption>out</figcaption></figure>",
+            ["out", "in", ""],
+        ),
+        ("<figure><img></figure><figcaption>C</figcaption><img>", ["", ""]),
+    ],
+)
+def test_captions_of_figures(html: str, captions: list[str]) -> None:
+    assert [dict(texts).get("figcaption", "") for _, texts in image_links(html, True)[1]] == (
+        captions
+    )
+    assert not any(texts for _, texts in image_links(html)[1])
+
+
+def test_captions_of_figures_are_candidates(tmp_path: Path, extract: Extract) -> None:
+    html = (
+        b"<figure><img src=x.jpg alt='Red  door' title='Old house'>"
+        b"<img src=y.jpg alt='A red\ndoor'>"
+        b"<figcaption>A <i>red</i>\n door</figcaption></figure><image src=z.jpg alt='A cat'>"
+    )
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(members(page(PAGE, html))))
+    rows, stats = extract(warc=[f"{tmp_path}/x.warc.gz"], figure_captions=True)
+    assert [(row["url"][-5:], row["text"], row["source"]) for row in rows] == [
+        ("x.jpg", "Red door", "alt"),
+        ("x.jpg", "Old house", "title"),
+        ("x.jpg", "A red door", "figcaption"),
+        ("y.jpg", "A red door", "alt"),
+        ("y.jpg", "A red door", "figcaption"),
+        ("z.jpg", "A cat", "alt"),
+    ]
+    assert stats.balanced()
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<template><img src=a alt=A></template>",
+        "<TEMPLATE id=x><template><img src=a alt=A></template></TEMPLATE>",
+        "<table><template><tr><td><img src=a alt=A></template></table>",
+        "<image src=a alt=A>",
+        "<select><option>x</select><img src=a alt=A>",
+        "<table><tr><img src=a alt=A></table>",
+    ],
+)
+def test_pictures_in_odd_places(html: str) -> None:
+    assert image_links(html)[1] == [("a", [("alt", "A")])]
+
+
+@pytest.mark.parametrize(
     ("html", "charset", "text"),
     [
         ("é".encode(), "", "é"),
@@ -85,6 +156,7 @@ CHUNKED = b"".join(b"%x;ext=1\r\n%s\r\n" % (len(c), c) for c in (HTML[:9], HTML[
         (CHUNKED, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (HTML, "Content-Type: text/html\r\nTransfer-Encoding: chunked"),
         (b"<html>" + HTML, "Server: x"),
+        (HTML.replace(b"<img", b"<image"), "Content-Type: text/html"),
         (HTML.decode().encode("latin-1"), "Content-Type: text/html; charset=iso-8859-1"),
     ],
 )
