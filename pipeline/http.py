@@ -118,7 +118,7 @@ class HttpFile:
         if status in (412, 416):  # the file is not that of which a part is here
             self._start_over()
         if status >= 500 or status in _ASK_AGAIN:
-            raise Cut(f"HTTP {status}", self._retry_after_s())
+            raise Cut(f"HTTP {status}", retry_after_s(self._headers.get("retry-after", "")))
         raise MissingInput(
             f"{self.address}: HTTP {status}: the server does not give this file; check the address,"
             " and the list that names it"
@@ -173,12 +173,13 @@ class HttpFile:
         self._target.truncate()
         self.position, self.size, self._etag = 0, None, ""
 
-    def _retry_after_s(self) -> float:
-        """Seconds that the server asks to be left alone; 0 if it does not."""
-        value = self._headers.get("retry-after", "")
-        if re.fullmatch(r"[0-9]{1,9}", value):
-            return float(value)
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError, OverflowError):
-            return 0.0
+
+def retry_after_s(value: str) -> float:
+    """Seconds that a server asks to be left alone by a `Retry-After` (RFC 9110, §10.2.3): a number
+    or a date; 0 if it is neither, or there is none."""
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

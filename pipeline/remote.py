@@ -213,7 +213,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(address)  # type: ignore[no-any-return]
+        found: tuple[Any, str] = url_to_fs(address)
     except ImportError as error:
         extra = " (pip install -e '.[s3]')" if _scheme(address) in ("s3", "s3a") else ""
         raise ConfigError(
@@ -222,6 +222,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{address}: no such kind of address: {error}") from None
+    return found
 
 
 def _words(error: BaseException) -> str:

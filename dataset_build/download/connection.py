@@ -6,7 +6,6 @@ number it connects to: no redirect, odd spelling or second DNS answer gets past 
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import ipaddress
 import os
@@ -24,6 +23,7 @@ from dataset_build.addresses import is_public, within
 from dataset_build.download import DownloadSettings, probe
 from dataset_build.download.opt_out import opts_out, product_token
 from dataset_build.download.transfers import Transfers
+from pipeline.http import retry_after_s
 
 _DISCARDED = 64 << 10  # bytes of an unwanted body read to keep the connection; beyond, it is closed
 _MAX_HEADER_LINES = 1000
@@ -175,7 +175,8 @@ class Connection:
             if not target:
                 return replace(answer, reason="too_many_redirects", detail="no target")
             return replace(answer, redirect=target)
-        return replace(answer, retry_after_s=self._retry_after_s())
+        asked = dict(self._headers).get("retry-after", "")
+        return replace(answer, retry_after_s=retry_after_s(asked))
 
     def _judge(self, error: int) -> tuple[str, str]:
         """Reason and detail of the request that has just ended with a libcurl error code."""
@@ -289,16 +290,6 @@ class Connection:
             return urljoin(url, location.decode(errors="replace")) if location else ""
         except ValueError:
             return ""
-
-    def _retry_after_s(self) -> float:
-        """Seconds that the server asks to be left alone; 0 if it does not."""
-        value = dict(self._headers).get("retry-after", "")
-        if re.fullmatch(r"[0-9]{1,9}", value):
-            return float(value)
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError, OverflowError):
-            return 0.0
 
 
 def _by_status(status: int) -> str:
