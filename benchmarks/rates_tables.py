@@ -18,10 +18,11 @@ from benchmarks.timing import seconds
 from dataset_build import dedup, pack, records, screen
 from dataset_build.screen import duplicates, near, perceptual
 from pipeline import manifest, recipe, runner
+from pipeline.executor import Ended
 from pipeline.local import LocalExecutor
 from pipeline.manifest import Stats
 from pipeline.rates import Observation
-from pipeline.stage import Ended, Planned, Run, Stage, Task
+from pipeline.stage import Planned, Run, Stage, Task
 from pipeline.stop import StopFlag
 
 _SHARD = 10_000

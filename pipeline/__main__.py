@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import log
 from pipeline.commands import advance, look, plan, purge, verify
 from pipeline.config import UserError
-from pipeline.stage import HandedOver
+from pipeline.executor import HandedOver
 from pipeline.stop import EXIT_STOPPED, Stopped
 
 _EPILOG = """exit codes: 0 done; 75 stopped at a safe point, the same command goes on;

@@ -17,8 +17,9 @@ from typing import Any
 
 from pipeline import files
 from pipeline.config import UserError
+from pipeline.executor import HandedOver
 from pipeline.lock import lives, this_process
-from pipeline.stage import HandedOver, Run
+from pipeline.stage import Run
 from pipeline.stop import EXIT_STOPPED, Stopped
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Settings
+from pipeline.executor import Ended, Outcome
 from pipeline.manifest import find
-from pipeline.stage import Ended, Outcome, Planned, Run, Stage
+from pipeline.stage import Planned, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag, shielded
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class LocalExecutor:
         self.more_memory = more_memory
 
     def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
-        """See `pipeline.stage.Executor.submit`."""
+        """See `pipeline.executor.Executor.submit`."""
         with stage.service(run) as environment:
             yield from self._run(run, stage, tasks, environment)
 

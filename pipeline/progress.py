@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from pipeline import status
+from pipeline.executor import Ended, Outcome
 from pipeline.manifest import Manifest
-from pipeline.stage import Ended, Outcome, Run, Stage
+from pipeline.stage import Run, Stage
 
 log = logging.getLogger(__name__)
 

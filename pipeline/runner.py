@@ -18,8 +18,9 @@ from typing import ClassVar, Protocol
 
 from pipeline import files, manifest
 from pipeline.config import ConfigError, UserError, dump
+from pipeline.executor import Ended, Executor, Outcome
 from pipeline.manifest import Manifest, find
-from pipeline.stage import Attempt, Ended, Executor, Outcome, Planned, Run, Stage
+from pipeline.stage import Attempt, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import files, remote
 from pipeline.config import MissingInput, Settings
@@ -327,38 +326,3 @@ def _without(section: Any, names: Sequence[str]) -> Any:
     if not names:
         return section
     return {name: value for name, value in section.items() if name not in names}
-
-
-class Ended(Enum):
-    """How a task left an executor."""
-
-    DONE = "done"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one task, with the place to look if it failed."""
-
-    task: Task
-    ended: Ended
-    reason: str = ""
-    log: Path | None = None
-    exit_code: int = 0
-
-
-class HandedOver(Exception):
-    """The rest is submitted and goes on by itself; the message says how to watch it."""
-
-
-class Executor(Protocol):
-    """Runs tasks somewhere; the seam where a cluster, or a test, plugs in."""
-
-    def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
-        """Run `tasks`, yielding an outcome for each as it ends, and None now and then meanwhile.
-
-        `stage.service` is entered where the tasks run. After a stop was asked for, the rest of the
-        tasks end as `Ended.STOPPED`. Raises `HandedOver` if the tasks outlive this process.
-        """
-        ...

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, last_command
+from pipeline.executor import HandedOver
 from pipeline.lock import RunInUse, RunLock, refuse_others
-from pipeline.stage import HandedOver
 from pipeline.stop import EXIT_STOPPED
 from slurm import batches, following, queue, snapshot
 from slurm.queue import Queue, Queued

@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import files
+from pipeline.executor import Ended, HandedOver, Outcome
 from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import everything, find
-from pipeline.stage import Ended, HandedOver, Outcome, Planned, Run, Stage
+from pipeline.stage import Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
 from slurm import batches, following, training
 from slurm.batches import Batch, Entry, Failure
@@ -37,7 +38,7 @@ class SlurmExecutor:
         self.stop = stop
 
     def submit(self, run: Run, stage: Stage, tasks: Sequence[Planned]) -> Iterator[Outcome | None]:
-        """See `pipeline.stage.Executor.submit`."""
+        """See `pipeline.executor.Executor.submit`."""
         left = list(tasks)
         resources = self.settings.resources(stage.name)
         stage.nodes(run, training.processes_per_node(resources))  # raises if they will not do

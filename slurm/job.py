@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from pipeline.executor import Ended, Outcome
 from pipeline.local import LocalExecutor, LocalSettings
 from pipeline.manifest import find
-from pipeline.stage import Ended, Outcome, Run, Stage
+from pipeline.stage import Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag
 from slurm import training
 from slurm.batches import Batch, Failure

@@ -16,9 +16,10 @@ from rich.console import Console
 from pipeline import config as configuration
 from pipeline import files, last_command, progress, runner
 from pipeline.config import ConfigError, MissingInput
+from pipeline.executor import Executor
 from pipeline.local import LocalExecutor, die_with_parent
 from pipeline.lock import RunInUse
-from pipeline.stage import Executor, Run, Stage
+from pipeline.stage import Run, Stage
 from pipeline.stop import StopFlag
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from pipeline import runner
-from pipeline.stage import Ended, Outcome, Planned, Run, Stage, Task
+from pipeline.executor import Ended, Outcome
+from pipeline.stage import Planned, Run, Stage, Task
 from pipeline.stop import StopFlag
 
 

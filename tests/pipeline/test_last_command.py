@@ -14,10 +14,11 @@ import pytest
 
 from pipeline import files, last_command
 from pipeline.config import MissingInput, Settings
+from pipeline.executor import HandedOver
 from pipeline.files import NoRoom
 from pipeline.last_command import begin, lines, recorded
 from pipeline.lock import RunLock
-from pipeline.stage import HandedOver, Run
+from pipeline.stage import Run
 from pipeline.stop import Stopped
 
 

@@ -15,8 +15,9 @@ from dataset_build import purge, removed
 from pipeline import recipe, runner
 from pipeline.__main__ import main
 from pipeline.commands import advance
+from pipeline.executor import Outcome
 from pipeline.lock import RunLock
-from pipeline.stage import Outcome, Planned, Run, Stage, Task
+from pipeline.stage import Planned, Run, Stage, Task
 from pipeline.stop import EXIT_STOPPED
 from tests.dataset_build.inline import InlineExecutor
 from tests.dataset_build.published_build import Web

@@ -9,9 +9,10 @@ import pytest
 
 from pipeline import manifest, status
 from pipeline.config import Settings
+from pipeline.executor import Outcome
 from pipeline.manifest import Stats, find
 from pipeline.runner import Advance, TasksFailed, describe, outdated, work_on
-from pipeline.stage import Attempt, Outcome, Run, Stage
+from pipeline.stage import Attempt, Run, Stage
 from pipeline.stop import StopFlag
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pipeline import config, runner
 from pipeline.config import MissingInput, Settings
+from pipeline.executor import Outcome
 from pipeline.local import die_with_parent
 from pipeline.manifest import Manifest, Stats
-from pipeline.stage import Attempt, Outcome, Run, Stage, Task
+from pipeline.stage import Attempt, Run, Stage, Task
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 
 

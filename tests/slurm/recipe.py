@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pipeline import config, log, runner
 from pipeline.config import UserError
+from pipeline.executor import HandedOver
 from pipeline.local import LocalSettings
-from pipeline.stage import HandedOver, Run
+from pipeline.stage import Run
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 from slurm import batches, following, job
 from slurm.driver import driving
