@@ -199,4 +199,12 @@ def _extract(
             warc.extract(path, out, read, settings.figure_captions)
 
 
-STAGE = Stage("extract", needs=(), plan=plan, work=work, unit="candidates", can_lose_tasks=True)
+STAGE = Stage(
+    "extract",
+    needs=(),
+    plan=plan,
+    work=work,
+    unit="candidates",
+    can_lose_tasks=True,
+    version=2,
+)
