@@ -70,7 +70,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _ours(articles: Mapping[str, str]) -> Counts:
-    counts = Counter(word for text in articles.values() for word in words(text))
+    counts = Counter(word for text in articles.values() for word in words(text).split())
     return Counter({w: n for w, n in counts.items() if w != BREAK and _WORD.fullmatch(w)})
 
 

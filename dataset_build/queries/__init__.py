@@ -176,5 +176,5 @@ STAGE = Stage(
     then=(plan_assembly,),
     unit="queries",
     also=("text",),
-    version=3,
+    version=4,
 )

@@ -39,14 +39,14 @@ class Part:
 
     def __init__(self, raw: IO[bytes], start: int, end: int, stats: Stats) -> None:
         self._data = self._xml(raw, start, end, stats)
-        self._rest = b""
+        self._stream = io.BytesIO()
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; none at the end."""
-        while not self._rest and (more := next(self._data, None)) is not None:
-            self._rest = more
-        size = len(self._rest) if size < 0 else size
-        taken, self._rest = self._rest[:size], self._rest[size:]
+        while not (taken := self._stream.read(size)) and size:
+            if (more := next(self._data, None)) is None:
+                break
+            self._stream = io.BytesIO(more)
         return taken
 
     def _xml(self, raw: IO[bytes], start: int, end: int, stats: Stats) -> Iterator[bytes]:

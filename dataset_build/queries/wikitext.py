@@ -19,9 +19,10 @@ _CLOSED = (
     "|imagemap|hiero|graph|mapframe"
 )
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+# One that nothing closes ends where the next section begins.
 _ELEMENT = re.compile(
-    rf"<({_CLOSED})\b(?:[^<>]*/>|[^<>]*>(.*?)(?:</\1\s*>|(?=\n==)|\Z))",
-    re.DOTALL | re.IGNORECASE,
+    rf"<({_CLOSED})\b(?:[^<>]*/>|[^<>]*>((?:[^<\n]++|<(?!/\1\s*>)|\n(?!==))*+)(?:</\1\s*>)?)",
+    re.IGNORECASE,
 )
 # A plain link and what it shows, a template with nothing inside: most of all that nests.
 _LINK = re.compile(r"\[\[(?:[^\[\]{}|:]*\|)?([^\[\]{}|:#]*)\]\]")
@@ -49,16 +50,16 @@ _BYTES = {
 }
 
 
-def words(wikitext: str, fold_case: bool = True) -> list[str]:
-    """The page's words as `normalise` gives them, in order, and a `BREAK` for each line end and
-    mark of punctuation, so that no bigram spans one."""
+def words(wikitext: str, fold_case: bool = True) -> str:
+    """The page's words as `normalise` gives them, in order, parted by spaces, and a `BREAK` for
+    each line end and mark of punctuation, so that no bigram spans one."""
     text = _SENTENCE_END.sub("\n", plain_text(wikitext))
     for mark in _WIDE_BREAKS:
         text = text.replace(mark, "\n")
     data = text.encode("utf-8", "surrogatepass").translate(_BYTES[fold_case])
     phrases = data.decode("utf-8", "surrogatepass").split("\n")
-    spelled = (p if p.isascii() else normalise(p, fold_case) for p in phrases)
-    return f" {BREAK} ".join(spelled).split()
+    spelled = [p if p.isascii() else normalise(p, fold_case) for p in phrases]
+    return f" {BREAK} ".join(spelled)
 
 
 def plain_text(wikitext: str) -> str:

@@ -21,7 +21,7 @@ def count(
 ) -> tuple[Counter[str], Counter[tuple[str, str]], WordCounts]:
     counted = WordCounts(max_words, max_pairs)
     for phrase in phrases:
-        counted.add([BREAK, *phrase, BREAK, BREAK])
+        counted.add(" ".join(["", BREAK, *phrase, BREAK, BREAK]))
     words, numbers = counted.words()
     first, second, times = counted.word_pairs()
     pairs = Counter(

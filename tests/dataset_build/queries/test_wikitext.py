@@ -72,10 +72,10 @@ def test_phrases_end_at_boundaries(wikitext: str, parts: list[str]) -> None:
 MARKS_AND_LETTERS = st.text("aBcdÉİßǰ犬か\u0301\u0338\u00ad\ufb01½.,=<(\u2014\u201c\n ")
 
 
-def phrases(found: list[str]) -> list[str]:
+def phrases(found: str) -> list[str]:
     """What stands between breaks."""
-    parts = " ".join(found).split(BREAK)
-    return [part.strip() for part in parts if part.strip()]
+    parts = (" ".join(part.split()) for part in found.split(BREAK))
+    return [part for part in parts if part]
 
 
 @settings(deadline=None)
