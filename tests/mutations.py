@@ -146,6 +146,12 @@ def command_notices(run: Path) -> bool:
     return code == 5
 
 
+def told(done: int) -> None:
+    """Say now and then how far a sweep is."""
+    if done % 500 == 0:
+        print(f"{done} mutations", file=sys.stderr, flush=True)
+
+
 WITNESSES: dict[str, Callable[[Path], bool]] = {
     "verify": verify_notices,
     "structure": structure_notices,
@@ -160,12 +166,13 @@ def sweep(folder: Path, name: str, count: int, seed: int = 0) -> Tally:
     path = folder / name
     whole = path.read_bytes()
     tally: Tally = Counter()
-    for kind, damaged in mutations(whole, count, seed):
+    for done, (kind, damaged) in enumerate(mutations(whole, count, seed), 1):
         path.write_bytes(damaged)
         tally[path.suffix, kind, "all"] += 1
         for who, notices in WITNESSES.items():
             if who != "structure" or path.suffix == ".tar":
                 tally[path.suffix, kind, who] += notices(folder)
+        told(done)
     path.write_bytes(whole)
     return tally
 
@@ -186,6 +193,7 @@ def sweep_run(source: Path, count: int) -> int:
             tally[name.suffix, what, "all"] += 1
             tally[name.suffix, what, "verify"] += command_notices(run)
             shutil.rmtree(run)
+            told(number + 1)
     return summary(tally)
 
 
