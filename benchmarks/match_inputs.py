@@ -115,7 +115,7 @@ def _articles(path: Path) -> list[str]:
 
 def _bigrams(encyclopedia: list[str]) -> Iterator[str]:
     """All pairs of neighbouring words, the most frequent first, ties by their words."""
-    counts = WordCounts(max_words=10_000_000, max_pairs=10_000_000)
+    counts = WordCounts()
     for text in encyclopedia:
         counts.add(words(text))
     distinct, _ = counts.words()

@@ -74,7 +74,6 @@ def _pass(dump: Path, views: list[Path], xml_bytes: int, bytes_per_task: int) ->
         "queries": assembly.stats.rows_out,
         "admitted_by": assembly.stats.histograms["admitted_by"],
         "cut_off": assembly.stats.histograms.get("cut_off", {}),
-        "undercount": assembly.stats.counts["undercount"],
         "wall_s": round(wall, 1),
         "cpu_s": round(_children_cpu() - cpu, 1),
         "dump_mb": _peak(dumps),

@@ -22,6 +22,7 @@ from typing import Any
 import mwparserfromhell
 from gensim.corpora.wikicorpus import extract_pages, filter_wiki, tokenize
 
+from dataset_build.queries import QueriesSettings
 from dataset_build.queries.wikipedia import count_dump, pages
 from dataset_build.queries.wikitext import BREAK, words
 from pipeline.manifest import Stats
@@ -184,8 +185,7 @@ def _speed(dump: Path) -> dict[str, Any]:
                 folder,
                 "all",
                 fold_case=True,
-                max_words=10_000_000,
-                max_pairs=60_000_000,
+                max_held=QueriesSettings().max_counts_held,
                 progress=lambda done, total: None,
             )
             ours_s = min(ours_s, time.process_time() - start)

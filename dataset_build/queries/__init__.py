@@ -54,11 +54,9 @@ class QueriesSettings(Settings):
     limit: int = Field(default=500_000, gt=0, lt=2**32)
     """How many queries there are, if the sources have as many. WordNet's are all among them: what
     does not fit is cut off from titles first, then from bigrams, words, and your own."""
-    max_words_held: int = Field(default=10_000_000, gt=0)
-    """Distinct words that a task keeps in memory (about 150 bytes each). Over it, the rarest are
-    forgotten; the count `undercount` in the report bounds the error, 0 for parts of a dump."""
-    max_pairs_held: int = Field(default=60_000_000, gt=0)
-    """The same for bigrams (16 bytes each, three times that while merging)."""
+    max_counts_held: int = Field(default=20_000_000, gt=0)
+    """Distinct words and bigrams that a task keeps in memory, some 100 bytes each. When there are
+    more it writes them out and begins anew: no count depends on it."""
 
     # Whatever only the assembly reads is part of that task's parameters instead: another threshold
     # assembles anew in a minute, and counts no dump again.
@@ -66,7 +64,7 @@ class QueriesSettings(Settings):
         [
             "wikipedia", "bytes_per_task", "page_views", "wordnet", "file", "wiki",
             "min_word_count", "max_bigrams", "min_bigram_count", "min_bigram_pmi", "max_titles",
-            "min_views", "limit",
+            "min_views", "limit", "max_counts_held",
         ]
     )  # fmt: skip
 
@@ -111,7 +109,7 @@ def plan_assembly(run: Run) -> list[Task]:
     rules = settings.model_dump(
         include={
             "min_word_count", "max_bigrams", "min_bigram_count", "min_bigram_pmi", "max_titles",
-            "min_views", "limit", "max_pairs_held",
+            "min_views", "limit",
         }
     )  # fmt: skip
     params = {"step": "assemble", "wordnet": len(wordnet), "own": len(own), "rules": rules}
@@ -137,8 +135,7 @@ def work(attempt: Attempt) -> Stats:
             attempt.folder,
             name,
             fold_case=fold_case,
-            max_words=settings.max_words_held,
-            max_pairs=settings.max_pairs_held,
+            max_held=settings.max_counts_held,
             progress=progress,
             bounds=tuple(params["bytes"]) if "bytes" in params else None,
         )
@@ -153,7 +150,8 @@ def work(attempt: Attempt) -> Stats:
     own = [rest.pop() for _ in range(params["own"])][::-1]
     wordnet = [rest.pop() for _ in range(params["wordnet"])][::-1]
     rules = Rules(fold_case=fold_case, **params["rules"])
-    return assemble(rest, wordnet, own, attempt.folder, rules)
+    held = settings.max_counts_held
+    return assemble(rest, wordnet, own, attempt.folder, rules, max_held=held)
 
 
 def _found(run: Run, source: str) -> list[str]:
@@ -176,5 +174,5 @@ STAGE = Stage(
     then=(plan_assembly,),
     unit="queries",
     also=("text",),
-    version=4,
+    version=5,
 )

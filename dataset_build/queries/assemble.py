@@ -12,17 +12,20 @@ import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_build.queries import wordnet
-from dataset_build.queries.counts import PairCounts
+from dataset_build.queries.counts import U64, packed, summed, unpacked
 from dataset_build.records import QUERIES
 from dataset_build.text import clean, normalise
 from pipeline import files
@@ -31,7 +34,8 @@ from pipeline.manifest import Stats
 
 # "Mercury (planet)": what tells homonyms apart is no part of the name.
 _DISAMBIGUATOR = re.compile(r"\s*\(([^()]*)\)$")
-_PARTS = 16  # pairs are merged a part at a time: what merging takes is a part of what is held
+_PAIR = np.dtype([("key", np.uint64), ("count", np.uint32)])
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, near 2**64 / golden ratio: spreads keys (Knuth, 6.4)
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,21 @@ class Rules:
     max_titles: int | None
     min_views: int
     limit: int
-    max_pairs_held: int
     fold_case: bool
 
 
 def assemble(
-    counts: Sequence[Path], data: Sequence[Path], own: Sequence[Path], folder: Path, rules: Rules
+    counts: Sequence[Path],
+    data: Sequence[Path],
+    own: Sequence[Path],
+    folder: Path,
+    rules: Rules,
+    *,
+    max_held: int,
 ) -> Stats:
     """Write `queries.parquet` from the counted files, WordNet's data files and the user's lists;
-    and `wordnet.parquet`, if there is any of `data`.
+    and `wordnet.parquet`, if there is any of `data`. Of bigrams, some `max_held` are in memory at a
+    time; while they are sorted, all lie in files without a name in `folder`, 12 bytes each.
 
     Raises `ConfigError` if WordNet alone has more queries than `limit`.
     """
@@ -70,7 +80,7 @@ def assemble(
             admitted.add(line, "file")
     if kinds["words"]:
         words = _words(kinds["words"], rules, stats)
-        bigrams = list(_bigrams(kinds, words, rules, stats))
+        bigrams = list(_bigrams(kinds, words, rules, stats, folder, max_held))
         enough = words.filter(pl.col("count") >= rules.min_word_count)
         stats.drop("below_min_count", len(words) - len(enough))
         for word, count in enough.sort(["count", "word"], descending=[True, False]).iter_rows():
@@ -167,44 +177,27 @@ def _words(files: list[Path], rules: Rules, stats: Stats) -> pl.DataFrame:
 
 
 def _bigrams(
-    kinds: Mapping[str, list[Path]], words: pl.DataFrame, rules: Rules, stats: Stats
+    kinds: Mapping[str, list[Path]],
+    words: pl.DataFrame,
+    rules: Rules,
+    stats: Stats,
+    folder: Path,
+    max_held: int,
 ) -> Iterator[tuple[str, int, float]]:
     """Text, count and PMI in bits of each bigram admitted, best first.
 
     PMI = log2(p(a, b) / (p(a) p(b))), Church and Hanks, Computational Linguistics 1990.
     """
-    total_words = total_pairs = 0
-    held = [PairCounts(-(-rules.max_pairs_held // _PARTS)) for _ in range(_PARTS)]
+    totals = [pq.read_schema(path).metadata for path in kinds["words"]]
+    total_words, total_pairs = (sum(int(t[name]) for t in totals) for name in (b"words", b"pairs"))
     vocabulary = words.with_row_index("number", offset=1).select("word", "number")
-    undercount = 0
-    for words_path, pairs_path in zip(kinds["words"], kinds["pairs"], strict=True):
-        metadata = pq.read_schema(words_path).metadata
-        total_words += int(metadata[b"words"])
-        total_pairs += int(metadata[b"pairs"])
-        undercount += int(metadata[b"undercount"])
-        own = pl.read_parquet(words_path, columns=["word"])
-        numbers = own.join(vocabulary, on="word", how="left", maintain_order="left")["number"]
-        renumber = numbers.fill_null(0).to_numpy().astype(np.uint64)
-        with files.open_parquet(pairs_path) as parquet:
-            for batch in parquet.iter_batches(batch_size=1 << 22):
-                first, second, counts = (column.to_numpy() for column in batch.columns)
-                first, second = renumber[first], renumber[second]
-                kept = (first > 0) & (second > 0)
-                keys = (first[kept] << np.uint64(32)) | second[kept]
-                order = np.argsort(keys)
-                keys, counts = keys[order], counts[kept][order].astype(np.uint64)
-                part_of = keys % np.uint64(_PARTS)
-                for part, pairs in enumerate(held):
-                    pairs.add(keys[part_of == part], counts[part_of == part])
-    stats.counts["undercount"] = undercount + max(pairs.undercount for pairs in held)
     frequent = []
-    while held:
-        keys, counts = held.pop().table()
+    for keys, counts in _pairs(kinds, vocabulary, folder, max_held):
         often = counts >= rules.min_bigram_count
         stats.drop("below_min_bigram_count", int(np.count_nonzero(~often)))
         frequent.append((keys[often], counts[often]))
     keys, counts = (np.concatenate(columns) for columns in zip(*frequent, strict=True))
-    first, second = keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)
+    first, second = unpacked(keys)
     single = np.concatenate([[1.0], words["count"].to_numpy().astype(np.float64)])
     ratio = (counts / max(total_pairs, 1)) / (single[first] * single[second] / total_words**2)
     pmi = np.round(np.log2(ratio), 6)  # rounded, lest another machine's last digit reorders ties
@@ -218,6 +211,46 @@ def _bigrams(
     for row in order[: rules.max_bigrams]:
         a, b = text[int(first[row]) - 1], text[int(second[row]) - 1]
         yield f"{a} {b}", int(counts[row]), float(pmi[row])
+
+
+def _pairs(
+    kinds: Mapping[str, list[Path]], vocabulary: pl.DataFrame, folder: Path, max_held: int
+) -> Iterator[tuple[U64, U64]]:
+    """Keys and counts, over all files, of the pairs of words in the vocabulary, in parts.
+
+    Each file has its own words and is sorted by their numbers. So pairs are spread by a hash over
+    so many files that the pairs of each fit in memory, even if no two are equal.
+    """
+    rows = sum(pq.read_metadata(path).num_rows for path in kinds["pairs"])
+    parts = max(1, -(-rows // max_held))
+    with ExitStack() as stack:
+        spread = [stack.enter_context(TemporaryFile(dir=folder)) for _ in range(parts)]
+        for words_path, pairs_path in zip(kinds["words"], kinds["pairs"], strict=True):
+            for pairs in _renumbered(words_path, pairs_path, vocabulary):
+                part_of = (pairs["key"] * _MIX >> np.uint64(32)) % np.uint64(parts)
+                for part, file in enumerate(spread):
+                    pairs[part_of == part].tofile(file)
+        for file in spread:
+            file.seek(0)
+            pairs = np.fromfile(file, _PAIR)
+            yield summed(pairs["key"], pairs["count"].astype(np.uint64))
+
+
+def _renumbered(
+    words_path: Path, pairs_path: Path, vocabulary: pl.DataFrame
+) -> Iterator[npt.NDArray[Any]]:
+    """The pairs of one file, by the numbers that the vocabulary gives their words."""
+    own = pl.read_parquet(words_path, columns=["word"])
+    numbers = own.join(vocabulary, on="word", how="left", maintain_order="left")["number"]
+    number_of = numbers.fill_null(0).to_numpy().astype(np.uint64)
+    with files.open_parquet(pairs_path) as parquet:
+        for batch in parquet.iter_batches(batch_size=1 << 22):
+            first, second, counts = (column.to_numpy() for column in batch.columns)
+            first, second = number_of[first], number_of[second]
+            kept = (first > 0) & (second > 0)
+            pairs = np.empty(np.count_nonzero(kept), _PAIR)
+            pairs["key"], pairs["count"] = packed(first[kept], second[kept]), counts[kept]
+            yield pairs
 
 
 def _titles(

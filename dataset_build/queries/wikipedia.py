@@ -36,44 +36,46 @@ def count_dump(
     name: str,
     *,
     fold_case: bool,
-    max_words: int,
-    max_pairs: int,
+    max_held: int,
     progress: Callable[[int, int], None],
     bounds: tuple[int, int] | None = None,
 ) -> Stats:
-    """Write `counts-{words,pairs,titles}-NAME.parquet` for one dump into `folder`; with `bounds`,
-    for the streams of a multistream dump that begin within, bytes of the file.
+    """Write `counts-titles-NAME.parquet` and, one or several, `counts-{words,pairs}-NAME-*.parquet`
+    for one dump into `folder`; with `bounds`, for the streams of a multistream dump that begin
+    within, bytes of the file.
 
     Titles are in the dump's order, with the target of those that are redirects.
 
-    Pairs hold row numbers of the words file. The words file's metadata has the totals and how much
-    a count can be short. `progress(done, total)` is called for every page with bytes of the file.
+    Pairs hold row numbers of the words file of the same name, whose metadata has the totals. There
+    is another once there are more than `max_held` words and pairs in memory. `progress(done,
+    total)` is called for every page with bytes of the file.
     """
-    counts = WordCounts(max_words, max_pairs)
     stats = Stats()
+    counts, part = WordCounts(), 0
     first_byte, last_byte = bounds or (0, path.stat().st_size)
     bytes_read = last_byte - first_byte
     with path.open("rb") as raw, _Titles(folder / f"counts-titles-{name}.parquet") as titles:
         for page in pages(raw, path.name, stats, bounds):
             titles.add(page)
             counts.add(words(page.text, fold_case))
+            if counts.held > max_held:
+                _write_counts(counts, folder, f"{name}-{part:04d}", stats)
+                counts, part = WordCounts(), part + 1
             progress(raw.tell() - first_byte, bytes_read)
+    _write_counts(counts, folder, f"{name}-{part:04d}", stats)
+    return stats
+
+
+def _write_counts(counts: WordCounts, folder: Path, name: str, stats: Stats) -> None:
     distinct, word_counts = counts.words()
     first, second, pair_counts = counts.word_pairs()
-    stats.counts["words_read"] = counts.total_words
-    stats.counts["distinct_words"] = len(distinct)
-    stats.counts["distinct_pairs"] = len(pair_counts)
-    totals = {
-        "words": str(counts.total_words),
-        "pairs": str(counts.total_pairs),
-        "undercount": str(max(counts.undercount, counts.pairs.undercount)),
-    }
+    totals = {"words": str(counts.total_words), "pairs": str(counts.total_pairs)}
     table = pa.table({"word": pa.array(distinct, pa.string()), "count": word_counts})
     _write(table.replace_schema_metadata(totals), folder / f"counts-words-{name}.parquet")
     numbers = {"first": first, "second": second, "count": pair_counts}
     table = pa.table({column: values.astype("uint32") for column, values in numbers.items()})
     _write(table, folder / f"counts-pairs-{name}.parquet")
-    return stats
+    stats.counts["words_read"] += counts.total_words
 
 
 class Page(NamedTuple):
