@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from dataset_build import functions
 from dataset_build.extract.columns import KNOWN, Columns, Known
+from dataset_build.extract.languages import CODE, SETTING
 from pipeline import remote
 from pipeline.config import ConfigError, Settings
 from pipeline.manifest import Stats
@@ -84,6 +86,15 @@ class ExtractSettings(Settings):
     """Longer captions end at the last word that fits; CLIP reads 77 tokens, some 300 characters."""
     min_words: int = Field(default=2, ge=1)
     """Captions of fewer words are dropped: most are "logo", "Facebook" and the like."""
+    language: str = Field(default="", pattern=r"^([\w.]+:\w+)?$")
+    """What tells the language of a caption: `package.module:function`, importable from the folder
+    that the build is started in. It takes a list of texts, each another, and returns a list with
+    the code of each, such as `en`, "" where it cannot tell. `dataset_build.language:codes` is one.
+    Empty: captions of all languages are kept."""
+    languages: tuple[Annotated[str, Field(pattern=CODE)], ...] = Field(("en", ""), min_length=1)
+    """The codes of captions that are kept, if `language` is set. With "" also those whose language
+    it cannot tell: names, and most captions of two or three words, of which without it hardly any
+    is left. `match` keeps of them what holds a query."""
     denied_extensions: tuple[str, ...] = ("svg", "svgz", "ico", "gif")
     """Pictures dropped by the ending of their path: drawings, icons, spacers and animations."""
 
@@ -96,6 +107,8 @@ def plan(run: Run) -> list[Task]:
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.pool):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, pool")
+    named_by = settings.language
+    told = {"language": functions.identity(SETTING, named_by)} if named_by else {}
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "pool"):
         for reference in sorted(inputs.references(run, kind)):
@@ -108,7 +121,7 @@ def plan(run: Run) -> list[Task]:
         number = 0
         for kind, references in kinds.items():
             for reads, part in _shares(run, references, settings):
-                params = {"kind": kind, "snapshot": snapshot, "number": number, **part}
+                params = {"kind": kind, "snapshot": snapshot, "number": number, **part, **told}
                 tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
                 number += 1
     return tasks
@@ -143,10 +156,13 @@ def work(attempt: Attempt) -> Stats:
     params, reads = attempt.task.params, attempt.task.reads
     snapshot = str(params["snapshot"])
     target = attempt.folder / f"candidates-{snapshot}-{params['number']:05d}.parquet"
+    function, detect = attempt.settings.language, None
+    if function:
+        detect = functions.load(SETTING, function, params["language"])
     done = 0
     with (
         closing(inputs.fetched(attempt)) as fetched,
-        candidates.Candidates(target, attempt.settings, snapshot) as out,
+        candidates.Candidates(target, attempt.settings, snapshot, detect=detect) as out,
     ):
         for number, (reference, path) in enumerate(fetched):
             out.file = remote.name_of(reference)
