@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates
 
 # Of these a task has its files and its name.
-_SOURCES = ("wat", "warc", "pool", "snapshot", "base_url", "files_per_task", "bytes_per_task")
+_SOURCES: tuple[str, ...] = (
+    "wat",
+    "warc",
+    "pool",
+    "snapshot",
+    "base_url",
+    "files_per_task",
+    "bytes_per_task",
+)
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -92,9 +100,9 @@ class ExtractSettings(Settings):
     the code of each, such as `en`, "" where it cannot tell. `dataset_build.language:codes` is one.
     Empty: captions of all languages are kept."""
     languages: tuple[Annotated[str, Field(pattern=CODE)], ...] = Field(("en", ""), min_length=1)
-    """The codes of captions that are kept, if `language` is set. With "" also those whose language
-    it cannot tell: names, and most captions of two or three words, of which without it hardly any
-    is left. `match` keeps of them what holds a query."""
+    """The codes of captions that are kept, if `language` is set; "" for those whose language it
+    cannot tell: names, and most captions of two or three words. `match` keeps what of them holds a
+    query."""
     denied_extensions: tuple[str, ...] = ("svg", "svgz", "ico", "gif")
     """Pictures dropped by the ending of their path: drawings, icons, spacers and animations."""
 
@@ -107,8 +115,11 @@ def plan(run: Run) -> list[Task]:
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.pool):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, pool")
-    named_by = settings.language
-    told = {"language": functions.identity(SETTING, named_by)} if named_by else {}
+    told, ignores = {}, _SOURCES
+    if settings.language:
+        told = {"language": functions.identity(SETTING, settings.language)}
+    else:
+        ignores += ("languages",)
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "pool"):
         for reference in sorted(inputs.references(run, kind)):
@@ -122,7 +133,7 @@ def plan(run: Run) -> list[Task]:
         for kind, references in kinds.items():
             for reads, part in _shares(run, references, settings):
                 params = {"kind": kind, "snapshot": snapshot, "number": number, **part, **told}
-                tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
+                tasks.append(Task("extract", len(tasks), reads, params, ignores))
                 number += 1
     return tasks
 

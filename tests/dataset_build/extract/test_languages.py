@@ -7,12 +7,13 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from dataset_build import functions, language
-from dataset_build.extract import ExtractSettings, candidates, plan
+from dataset_build.extract import STAGE, ExtractSettings, candidates, plan
 from pipeline.config import ConfigError
 from pipeline.stage import Run
 
@@ -120,6 +121,15 @@ def test_another_function_of_the_same_name_makes_other_tasks(
     assert plan(run) == before
     module.write_text(MODULE.replace("Hund", "Katze"))
     assert plan(run)[0].params["language"] != before[0].params["language"]
+
+
+def test_languages_without_a_function_make_no_other_tasks(wat: str, tmp_path: Path) -> None:
+    def known(**settings: Any) -> list[str]:
+        run = Run(tmp_path / "run", Root(extract=ExtractSettings(wat=(wat,), **settings)))
+        return [planned.fingerprint for planned in STAGE.planned(run, 0, 0)]
+
+    assert known(languages=("fr",)) == known()
+    assert known(min_words=1) != known()
 
 
 @pytest.mark.parametrize(
