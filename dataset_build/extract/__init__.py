@@ -233,5 +233,5 @@ STAGE = Stage(
     work=work,
     unit="candidates",
     can_lose_tasks=True,
-    version=2,
+    version=3,
 )

@@ -30,9 +30,15 @@ _CAMERA_NAME = re.compile(
     r"[\W_]*(?:no|nr|copy|edited)?[\d\W_]*",
     re.IGNORECASE,
 )
+# "holiday_in_rome_3" is a name of a file, "罗马假日_旅游" two headings: these write without spaces.
+_UNSPACED = re.compile(r"[\u0E00-\u109F\u1780-\u17FF\u2E80-\u9FFF]")
 _URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
 _MARKUP_SIGN = re.compile(r"[<{\[$]")
-_MARKUP = re.compile(r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption ", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption |"
+    r"\{\\|\\[a-z]+ ?\{|[_^]\{",  # TeX, which Wikipedia has for its formulas
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -128,6 +134,8 @@ class Candidates:
             return "file_name"
         if _MARKUP_SIGN.search(text) and _MARKUP.search(text):
             return "markup"
+        if "_" in text and " " not in text and not _UNSPACED.search(text):
+            return "file_name"
         if settings.min_words > 1 and len(normalise(text).split()) < settings.min_words:
             return "too_few_words"
         return ""
