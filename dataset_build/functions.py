@@ -45,11 +45,13 @@ def identity(setting: str, function: str) -> str:
 
 
 def load(setting: str, function: str, planned: str) -> Callable[..., Any]:
-    """The function; raises `ConfigError` if its source is not what the task was planned with."""
+    """The function; raises `ConfigError` if its source is not what the task was planned with, or
+    its module cannot be imported."""
     if identity(setting, function) != planned:
         raise ConfigError(f"{setting}: {function} has changed; start the build anew")
     module, _, attribute = function.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    with called(setting):
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return loaded
 
 

@@ -124,13 +124,15 @@ def check_functions(config: Config) -> None:
     """Raises `ConfigError` if a function that the settings name is not there: better now than when
     a stage of days has ended."""
     named = {
-        f"screen.scores.{name}.function": score.function
-        for name, score in config.screen.scores.items()
+        "extract.language": config.extract.language,
+        "download.blur": config.download.blur,
+        **{
+            f"screen.scores.{name}.function": s.function for name, s in config.screen.scores.items()
+        },
     }
-    if config.download.blur:
-        named["download.blur"] = config.download.blur
     for setting, function in named.items():
-        functions.identity(setting, function)
+        if function:
+            functions.identity(setting, function)
 
 
 def build_stages(config: Config) -> Sequence[Stage]:

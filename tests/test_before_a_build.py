@@ -39,7 +39,12 @@ def test_such_a_build_ends_before_it_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["download.blur=no_such:finder", "screen.scores={a: {function: 'no_such:score'}}"]
+    "setting",
+    [
+        "extract.language=no_such:codes",
+        "download.blur=no_such:finder",
+        "screen.scores={a: {function: 'no_such:score'}}",
+    ],
 )
 def test_so_does_one_whose_functions_are_not_there(tmp_path: Path, setting: str) -> None:
     run = tmp_path / "run"

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from dataset_build import functions
 from dataset_build.extract.columns import KNOWN, Columns, Known
+from dataset_build.extract.languages import CODE, SETTING
 from pipeline import remote
 from pipeline.config import ConfigError, Settings
 from pipeline.manifest import Stats
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates
 
 # Of these a task has its files and its name.
-_SOURCES = ("wat", "warc", "pool", "snapshot", "base_url", "files_per_task", "bytes_per_task")
+_SOURCES: tuple[str, ...] = (
+    "wat",
+    "warc",
+    "pool",
+    "snapshot",
+    "base_url",
+    "files_per_task",
+    "bytes_per_task",
+)
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -84,6 +94,15 @@ class ExtractSettings(Settings):
     """Longer captions end at the last word that fits; CLIP reads 77 tokens, some 300 characters."""
     min_words: int = Field(default=2, ge=1)
     """Captions of fewer words are dropped: most are "logo", "Facebook" and the like."""
+    language: str = Field(default="", pattern=r"^([\w.]+:\w+)?$")
+    """What tells the language of a caption: `package.module:function`, importable from the folder
+    that the build is started in. It takes a list of texts, each another, and returns a list with
+    the code of each, such as `en`, "" where it cannot tell. `dataset_build.language:codes` is one.
+    Empty: captions of all languages are kept."""
+    languages: tuple[Annotated[str, Field(pattern=CODE)], ...] = Field(("en", ""), min_length=1)
+    """The codes of captions that are kept, if `language` is set; "" for those whose language it
+    cannot tell: names, and most captions of two or three words. `match` keeps what of them holds a
+    query."""
     denied_extensions: tuple[str, ...] = ("svg", "svgz", "ico", "gif")
     """Pictures dropped by the ending of their path: drawings, icons, spacers and animations."""
 
@@ -96,6 +115,11 @@ def plan(run: Run) -> list[Task]:
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.pool):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, pool")
+    told, ignores = {}, _SOURCES
+    if settings.language:
+        told = {"language": functions.identity(SETTING, settings.language)}
+    else:
+        ignores += ("languages",)
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "pool"):
         for reference in sorted(inputs.references(run, kind)):
@@ -108,8 +132,8 @@ def plan(run: Run) -> list[Task]:
         number = 0
         for kind, references in kinds.items():
             for reads, part in _shares(run, references, settings):
-                params = {"kind": kind, "snapshot": snapshot, "number": number, **part}
-                tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
+                params = {"kind": kind, "snapshot": snapshot, "number": number, **part, **told}
+                tasks.append(Task("extract", len(tasks), reads, params, ignores))
                 number += 1
     return tasks
 
@@ -143,10 +167,13 @@ def work(attempt: Attempt) -> Stats:
     params, reads = attempt.task.params, attempt.task.reads
     snapshot = str(params["snapshot"])
     target = attempt.folder / f"candidates-{snapshot}-{params['number']:05d}.parquet"
+    function, detect = attempt.settings.language, None
+    if function:
+        detect = functions.load(SETTING, function, params["language"])
     done = 0
     with (
         closing(inputs.fetched(attempt)) as fetched,
-        candidates.Candidates(target, attempt.settings, snapshot) as out,
+        candidates.Candidates(target, attempt.settings, snapshot, detect=detect) as out,
     ):
         for number, (reference, path) in enumerate(fetched):
             out.file = remote.name_of(reference)
@@ -206,5 +233,5 @@ STAGE = Stage(
     work=work,
     unit="candidates",
     can_lose_tasks=True,
-    version=2,
+    version=3,
 )

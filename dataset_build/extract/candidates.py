@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset_build.extract import languages
 from dataset_build.extract.urls import canonical, extension
 from dataset_build.records import CANDIDATES
 from dataset_build.text import clean, normalise
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dataset_build.extract import ExtractSettings
 
 _ROW_GROUP = 1 << 16
+_Row = tuple[str, str, str, str, str]  # address, text, page, source, file
 _PICTURE = r"(?:jpe?g|png|gif|webp|bmp|svg|tiff?|avif|heic|jfif)"
 # "holiday_02.JPG", and the names that cameras and programs give: "IMG 1234", "Photo no. 7".
 _FILE_NAME = re.compile(rf"\.{_PICTURE}\W*\Z", re.IGNORECASE)
@@ -28,9 +30,15 @@ _CAMERA_NAME = re.compile(
     r"[\W_]*(?:no|nr|copy|edited)?[\d\W_]*",
     re.IGNORECASE,
 )
+# "holiday_in_rome_3" is a name of a file, "罗马假日_旅游" two headings: these write without spaces.
+_UNSPACED = re.compile(r"[\u0E00-\u109F\u1780-\u17FF\u2E80-\u9FFF]")
 _URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
 _MARKUP_SIGN = re.compile(r"[<{\[$]")
-_MARKUP = re.compile(r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption ", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption |"
+    r"\{\\|\\[a-z]+ ?\{|[_^]\{",  # TeX, which Wikipedia has for its formulas
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -42,7 +50,12 @@ class Candidates:
     """
 
     def __init__(
-        self, target: Path, settings: ExtractSettings, snapshot: str, file: str = ""
+        self,
+        target: Path,
+        settings: ExtractSettings,
+        snapshot: str,
+        file: str = "",
+        detect: languages.Detect | None = None,
     ) -> None:
         self.stats = Stats()
         self.file = file
@@ -50,8 +63,9 @@ class Candidates:
         self._settings = settings
         self._denied = frozenset(name.lower().lstrip(".") for name in settings.denied_extensions)
         self._snapshot = snapshot
+        self._detect = detect
         self._writer = pq.ParquetWriter(target, CANDIDATES, compression="zstd")
-        self._rows: list[tuple[str, str, str, str, str]] = []
+        self._rows: list[_Row] = []
 
     def __enter__(self) -> Candidates:
         return self
@@ -62,9 +76,11 @@ class Candidates:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._writer.close()
 
     def link(self, url: str, texts: list[tuple[str, str]], page_url: str, base: str) -> None:
         """One image link: `texts` are (source, raw text), in order of preference."""
@@ -95,7 +111,6 @@ class Candidates:
         if reason:
             stats.drop(reason)
             return
-        stats.rows_out += 1
         self._rows.append((address, text, page_url, source, self.file))
         if len(self._rows) >= _ROW_GROUP:
             self._flush()
@@ -119,14 +134,19 @@ class Candidates:
             return "file_name"
         if _MARKUP_SIGN.search(text) and _MARKUP.search(text):
             return "markup"
+        if "_" in text and " " not in text and not _UNSPACED.search(text):
+            return "file_name"
         if settings.min_words > 1 and len(normalise(text).split()) < settings.min_words:
             return "too_few_words"
         return ""
 
     def _flush(self) -> None:
-        if not self._rows:
+        rows = self._in_wanted_languages(self._rows) if self._detect else self._rows
+        self._rows = []
+        if not rows:
             return
-        urls, texts, pages, sources, names = zip(*self._rows, strict=True)
+        self.stats.rows_out += len(rows)
+        urls, texts, pages, sources, names = zip(*rows, strict=True)
         columns = {
             "url": urls,
             "text": texts,
@@ -135,7 +155,17 @@ class Candidates:
             "snapshot": [self._snapshot] * len(urls),
             "file": names,
         }
-        for source, rows in Counter(sources).items():
-            self.stats.observe("source", source, rows)
+        for source, many in Counter(sources).items():
+            self.stats.observe("source", source, many)
         self._writer.write_table(pa.table(columns, schema=CANDIDATES))
-        self._rows.clear()
+
+    def _in_wanted_languages(self, rows: list[_Row]) -> list[_Row]:
+        assert self._detect
+        codes = languages.of([row[1] for row in rows], self._detect)
+        for code, many in Counter(codes).items():
+            self.stats.observe("language", code or "unknown", many)
+        wanted = frozenset(self._settings.languages)
+        kept = [row for row, code in zip(rows, codes, strict=True) if code in wanted]
+        if len(kept) < len(rows):
+            self.stats.drop("other_language", len(rows) - len(kept))
+        return kept

@@ -10,7 +10,11 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 # Where scripts that load pictures late keep the address, most trusted first; `src` then holds a
 # placeholder.
-_LAZY = ("data-src", "data-lazy-src", "data-original", "data-original-src", "data-lazy")
+_LAZY = (
+    *("data-src", "data-lazy-src", "data-original", "data-original-src", "data-lazy"),
+    *("data-img-url", "data-delayed-url"),
+)
+_NO_ADDRESS = re.compile(r"data:|#|//:", re.IGNORECASE)  # what `src` then may be
 # How far a picture's figure is looked for upwards, and how much of a caption is read: in pages, not
 # in what is made to be slow.
 _MAX_LEVELS = 64
@@ -125,7 +129,7 @@ def _address(image: LexborNode, given: dict[str, str | None]) -> str:
     for name in (*_LAZY, "src"):
         url = (given.get(name) or "").strip()
         # "{width}" marks a template that a script fills in.
-        if url and "{" not in url and url[:5].lower() != "data:":
+        if url and "{" not in url and not _NO_ADDRESS.match(url):
             return url
     if url := _largest(given):
         return url
