@@ -48,29 +48,33 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
             found = _up_to_damage(path, raw, kind, counts)
         else:
             found = _resuming(path, raw, Members(again), kind, counts)
+        number = 0
         for position, record, body in found:
-            counts["archive_records"] += 1
-            counts["oversized_records"] += record.content_length > MAX_RECORD_BYTES
+            number += 1
             if body:
                 yield position, record, body
+            elif record.content_length:
+                counts["oversized_records"] += 1
+        counts["archive_records"] += number
 
 
 def judge_losses(name: str, size: int, counts: Counter[str], max_lost: float) -> None:
     """Warn of what an archive of `size` bytes has lost, by the counts of `records`.
 
-    Raises `UserError` if that is a larger share than `max_lost`; if not 0, it bears one damaged
-    record, or a cut, in any file.
+    Raises `UserError` if that is a larger share than `max_lost` and more than one damaged record
+    or a cut, which any file bears; if `max_lost` is 0, if it is damaged at all.
     """
-    lost, damaged, cut = (counts[n] for n in ("lost_bytes", "broken_members", "truncated_files"))
+    damaged, cut, lost = (counts[n] for n in ("broken_members", "truncated_files", "lost_bytes"))
     if not damaged + cut:
         return
-    what = " and ".join([f"{damaged} damaged records"] * (damaged > 0) + ["cut off"] * (cut > 0))
-    told = f"{name}: {what}; {lost:,} of {size:,} bytes are lost"
+    what = [f"{damaged} damaged record{'s' * (damaged > 1)}"] * (damaged > 0)
+    what += ["cut off at its end"] * (cut > 0)
+    told = f"{name}: {', '.join(what)}; {lost:,} of {size:,} bytes are lost"
     is_one = damaged + cut == 1 and lost <= _ONE_RECORD_BYTES
-    if lost > max_lost * size and not (is_one and max_lost):
+    if not max_lost or (lost > max_lost * size and not is_one):
         raise UserError(
-            f"{told}, {lost / size:.1%}: more than extract.max_lost, {max_lost:.1%}; fetch the file"
-            " again, or raise extract.max_lost"
+            f"{told}, {lost / max(1, size):.1%}: more than extract.max_lost, {max_lost:.1%};"
+            " fetch the file again, or raise extract.max_lost"
         )
     log.warning("%s", told)
 
@@ -139,32 +143,52 @@ def _next_whole(
 
 def _is_one_stream(begin: bytes) -> bool:
     """Whether the first gzip member has several records, as where a whole file was compressed."""
+    member, text = zlib.decompressobj(wbits=31), bytearray()
     try:
-        return b"\r\n\r\nWARC/1." in zlib.decompressobj(wbits=31).decompress(begin, 4 << 20)
+        for start in range(0, len(begin), 1 << 12):
+            text += member.decompress(begin[start : start + (1 << 12)])
+            if member.eof:
+                break
     except zlib.error:
-        return False
+        pass  # what was read before tells
+    return b"\r\n\r\nWARC/1." in text
 
 
 def _up_to_damage(path: Path, raw: IO[bytes], kind: Any, counts: Counter[str]) -> Iterator[Found]:
     """Records of an archive that was compressed as one: what follows on damage is not legible."""
-    size = path.stat().st_size
-    position = 0
     raw.seek(0)
+    stream = _UntilDamage(fileobj=raw)
+    is_broken = False
     try:
-        for record in ArchiveIterator(gzip.GzipFile(fileobj=raw), parse_http=False):
-            body = b""
-            if record.record_type == kind and record.content_length <= MAX_RECORD_BYTES:
-                body = record.reader.read()
-                if len(body) < record.content_length:
-                    raise EOFError
-            position = raw.tell()
-            if record.record_type == kind:
-                yield position, record, body
-        return
-    except EOFError:
-        counts["truncated_files"] += 1
-    except (OSError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        for record in ArchiveIterator(stream, parse_http=False):
+            if record.record_type != kind:
+                continue
+            is_read = record.content_length <= MAX_RECORD_BYTES
+            body = record.reader.read() if is_read else b""
+            if is_read and len(body) < record.content_length:
+                is_broken = True
+                break
+            yield raw.tell(), record, body
+    except OSError as error:
+        if error.errno is not None:
             raise  # the disk's fault, not the archive's
+        is_broken = True
+    if isinstance(stream.fault, EOFError):
+        counts["truncated_files"] += 1
+    elif is_broken or stream.fault:
         counts["broken_members"] += 1
-    counts["lost_bytes"] += size - position
+        counts["lost_bytes"] += path.stat().st_size - raw.tell()
+
+
+class _UntilDamage(gzip.GzipFile):
+    """A gzip stream that ends where it is damaged."""
+
+    fault: Exception | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most `size` bytes; none at the end."""
+        try:
+            return b"" if self.fault else self.read1(-1 if size is None else size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
+            self.fault = fault
+            return b""

@@ -114,12 +114,17 @@ class PlainRecords:
         if end + _RECORD_END_BYTES > self._size:
             return Piece(is_cut=True)
         self._raw.seek(end)
-        if not (after := _RECORD_END.match(self._raw.read(_CHUNK_BYTES))):
+        after = self._raw.read(_CHUNK_BYTES)
+        if line_breaks := _RECORD_END.match(after):
+            next_one = end + line_breaks.end()
+        elif after.startswith(_VERSION, _RECORD_END_BYTES):
+            next_one = end + _RECORD_END_BYTES  # only what is between the two is damaged
+        else:
             return Piece()
         self._raw.seek(start)
         is_read = record.content_length <= MAX_RECORD_BYTES
         body = self._raw.read(record.content_length) if is_read else b""
-        return Piece(end + after.end(), [(record, body)])
+        return Piece(next_one, [(record, body)])
 
 
 def _records(data: bytes, size: int) -> list[Record] | None:
@@ -153,6 +158,6 @@ def _find(raw: IO[bytes], pattern: re.Pattern[bytes], start: int) -> int:
         text += chunk
         if found := pattern.search(text, max(0, start - position)):
             return position + found.start()
-        position += len(text) - _MAX_PATTERN_BYTES
-        text = text[-_MAX_PATTERN_BYTES:]
+        done = max(0, len(text) - _MAX_PATTERN_BYTES)
+        text, position = text[done:], position + done
     return -1
