@@ -40,7 +40,8 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
     counts = stats.counts
     with path.open("rb") as raw, path.open("rb") as again:
         begin = raw.read(1 << 20)
-        counts["truncated_files"] += not begin
+        if not begin:
+            counts["truncated_files"] += 1
         # The first bytes tell how the file is written; its name does if they are damaged.
         if begin.startswith(_VERSION) or (path.suffix != ".gz" and not begin.startswith(_GZIP)):
             found = _resuming(path, raw, PlainRecords(again), kind, counts)
@@ -135,9 +136,10 @@ def _next_whole(
             f"{path}: not a WARC or WAT archive, or damaged from end to end; check the "
             "patterns of the extract section, and download the file again"
         )
-    counts["broken_members"] += broken
-    counts["truncated_files"] += cut > 0
-    counts["lost_bytes"] += position - start
+    if position > start:
+        counts["broken_members"] += broken
+        counts["truncated_files"] += cut > 0
+        counts["lost_bytes"] += position - start
     return position, piece
 
 

@@ -27,7 +27,7 @@ _RECORD_END = re.compile(rb"\r\n\r\n[\r\n]*")  # more line breaks do no harm
 _RECORD_END_BYTES = 4
 _MEMBER_BEGIN = re.compile(rb"\x1f\x8b\x08")
 # Pages, too, may say `WARC/`; zeros are what a disk or a broken transfer leaves of a record.
-_RECORD_BEGIN = re.compile(rb"(?<=\r\n\r\n|\0\0\0\0)WARC/1\.")
+_RECORD_BEGIN = re.compile(rb"WARC/1\.(?<=(?:\r\n\r\n|\0\0\0\0)WARC/1\.)")
 _MAX_PATTERN_BYTES = 11
 
 Record = tuple[WarcRecord, bytes]
