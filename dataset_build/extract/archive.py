@@ -17,7 +17,13 @@ from typing import IO, Any
 
 from fastwarc.warc import ArchiveIterator, WarcRecord
 
-from dataset_build.extract.pieces import MAX_RECORD_BYTES, Members, Piece, PlainRecords
+from dataset_build.extract.pieces import (
+    MAX_RECORD_BYTES,
+    Members,
+    Piece,
+    PlainRecords,
+    is_one_stream,
+)
 from pipeline.config import UserError
 from pipeline.manifest import Stats
 
@@ -45,7 +51,7 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
         # The first bytes tell how the file is written; its name does if they are damaged.
         if begin.startswith(_VERSION) or (path.suffix != ".gz" and not begin.startswith(_GZIP)):
             found = _resuming(path, raw, PlainRecords(again), kind, counts)
-        elif _is_one_stream(begin):
+        elif is_one_stream(begin):
             found = _up_to_damage(path, raw, kind, counts)
         else:
             found = _resuming(path, raw, Members(again), kind, counts)
@@ -141,19 +147,6 @@ def _next_whole(
         counts["truncated_files"] += cut > 0
         counts["lost_bytes"] += position - start
     return position, piece
-
-
-def _is_one_stream(begin: bytes) -> bool:
-    """Whether the first gzip member has several records, as where a whole file was compressed."""
-    member, text = zlib.decompressobj(wbits=31), bytearray()
-    try:
-        for start in range(0, len(begin), 1 << 12):
-            text += member.decompress(begin[start : start + (1 << 12)])
-            if member.eof:
-                break
-    except zlib.error:
-        pass  # what was read before tells
-    return b"\r\n\r\nWARC/1." in text
 
 
 def _up_to_damage(path: Path, raw: IO[bytes], kind: Any, counts: Counter[str]) -> Iterator[Found]:

@@ -105,9 +105,7 @@ class PlainRecords:
             return Piece(is_foreign=True)
         if not (blank := _HEAD_END.search(head)):
             return Piece(is_cut=position + len(head) == self._size)
-        try:
-            record = next(iter(ArchiveIterator(io.BytesIO(head), parse_http=False)))
-        except (OSError, StopIteration):
+        if (record := _first_record(head)) is None:
             return Piece()
         start = position + blank.end()
         end = start + record.content_length
@@ -125,6 +123,30 @@ class PlainRecords:
         is_read = record.content_length <= MAX_RECORD_BYTES
         body = self._raw.read(record.content_length) if is_read else b""
         return Piece(next_one, [(record, body)])
+
+
+def is_one_stream(begin: bytes) -> bool:
+    """Whether the first gzip member has several records, as where a whole file was compressed."""
+    member, text = zlib.decompressobj(wbits=31), bytearray()
+    try:
+        for start in range(0, len(begin), 4096):
+            text += member.decompress(begin[start : start + 4096])
+            if member.eof or len(text) > _CHUNK_BYTES << 6:
+                break
+    except zlib.error:
+        pass  # what was read before tells
+    record, blank = _first_record(bytes(text)), _HEAD_END.search(text)
+    if record is None or blank is None:
+        return False
+    after = blank.end() + record.content_length + _RECORD_END_BYTES
+    return text.startswith(_VERSION, after)
+
+
+def _first_record(data: bytes) -> WarcRecord | None:
+    try:
+        return next(iter(ArchiveIterator(io.BytesIO(data), parse_http=False)), None)
+    except OSError:
+        return None
 
 
 def _records(data: bytes, size: int) -> list[Record] | None:

@@ -187,6 +187,19 @@ def test_a_page_that_quotes_a_record_gives_none(tmp_path: Path, quoted: bytes) -
     assert stats.counts["lost_bytes"] == len(parts[3])
 
 
+def test_a_first_page_that_quotes_records_is_no_whole_file(tmp_path: Path) -> None:
+    """It would be one that is compressed as one, of which nothing after damage can be read."""
+    parts = whole()
+    parts[0] = record("metadata", "http://a.example/", b"".join(parts[:3]))
+    data = members(*parts)
+    data[3] = data[3][:-8] + bytes(8)
+    path = tmp_path / "x.wat.gz"
+    path.write_bytes(b"".join(data))
+    found, stats = read(path)
+    assert found[1:] == [body for i, body in enumerate(bodies()) if i not in (0, 3)]
+    assert stats.counts["lost_bytes"] == len(data[3])
+
+
 @pytest.mark.parametrize("damage", ["none", "cut", "checksum"])
 def test_a_file_compressed_as_one_is_read_up_to_the_damage(tmp_path: Path, damage: str) -> None:
     data = bytearray(gzip.compress(b"".join(whole())))
