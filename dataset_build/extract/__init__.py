@@ -7,6 +7,7 @@ themselves, pools are what others have extracted before. A task streams its file
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -53,7 +54,7 @@ class ExtractSettings(Settings):
     is taken that nobody puts another file there.
     """
 
-    operational: ClassVar[frozenset[str]] = frozenset({"max_requests_per_s"})
+    operational: ClassVar[frozenset[str]] = frozenset({"max_lost", "max_requests_per_s"})
 
     wat: tuple[str, ...] = ()
     """Common Crawl metadata files (`*.warc.wat.gz`) or lists of them."""
@@ -84,6 +85,10 @@ class ExtractSettings(Settings):
     """Name of the crawl or pool; if empty, the `CC-MAIN-YYYY-WW` in a file's path, else `pool` for
     pools and `archive` for the rest. Of equal pairs the one with the smallest (snapshot, file) is
     kept. A snapshot is also what a dataset grows by: those that are there are not read again."""
+    max_lost: float = Field(default=0.05, ge=0, le=1)
+    """Share of a WAT or WARC file's bytes that damage may cost, 0 to 1; a file that loses more
+    fails. One damaged record, or one that is cut off, any file bears unless this is 0. The log
+    names each damaged file. What has been read already is not judged again."""
     figure_captions: bool = False
     """Whether the `<figcaption>` of the nearest `<figure>` that a picture is in is a text of it as
     well, after `alt` and `title`; all pictures of a figure have its caption. Of `warc` only: WAT
@@ -162,7 +167,7 @@ def _shares(
 
 def work(attempt: Attempt) -> Stats:
     """Extract a task's files into `candidates-SNAPSHOT-NUMBER.parquet`."""
-    from dataset_build.extract import candidates, inputs
+    from dataset_build.extract import archive, candidates, inputs
 
     params, reads = attempt.task.params, attempt.task.reads
     snapshot = str(params["snapshot"])
@@ -183,8 +188,12 @@ def work(attempt: Attempt) -> Stats:
             # Of those that are yet to be fetched nobody knows the sizes: they count as this one.
             later = [inputs.size(attempt.run, further) for further in reads[number + 1 :]]
             total = done + size + sum(size if known is None else known for known in later)
+            before = Counter(out.stats.counts)
             with inputs.named(reference, path):
                 _extract(attempt, path, out, partial(_tell, attempt, done, size, total))
+            if params["kind"] != "pool":
+                max_lost = attempt.settings.max_lost
+                archive.judge_losses(reference, size, out.stats.counts - before, max_lost)
             done += size
     return out.stats
 
