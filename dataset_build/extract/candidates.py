@@ -31,6 +31,7 @@ _CAMERA_NAME = re.compile(
 _URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
 _MARKUP_SIGN = re.compile(r"[<{\[$]")
 _MARKUP = re.compile(r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption ", re.IGNORECASE)
+_TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -119,6 +120,9 @@ class Candidates:
             return "file_name"
         if _MARKUP_SIGN.search(text) and _MARKUP.search(text):
             return "markup"
+        # What has two words needs no count of them if no more are asked for.
+        if settings.min_words == 2 and _TWO_WORDS.search(text):
+            return ""
         if settings.min_words > 1 and len(normalise(text).split()) < settings.min_words:
             return "too_few_words"
         return ""
