@@ -78,7 +78,7 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
             counts["bad_records"] += 1
             continue
         counts["pages"] += 1
-        page_url = page.header.url.strip().encode(errors="ignore").decode()
+        page_url = page.header.url.strip()
         html = page.payload.answer.html
         base = html.head.base if html.head else None
         base = (isinstance(base, str) and canonical(base, page_url)[0]) or page_url
@@ -92,8 +92,9 @@ def _parsed(body: bytes) -> _Document:
     try:
         return _DECODER.decode(body)
     except msgspec.DecodeError:
-        # Forgives half a surrogate pair, where a text was cut.
-        return msgspec.convert(json.loads(body), _Document)
+        # Half a surrogate pair, where a text was cut, is no fault of the rest.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return _DECODER.decode(text.encode(errors="ignore"))
 
 
 def _texts(link: _Link) -> list[tuple[str, str]]:
