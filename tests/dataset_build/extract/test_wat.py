@@ -54,7 +54,7 @@ def test_base_element_moves_relative_links(tmp_path: Path, extract: Extract) -> 
 
 def test_half_a_surrogate_pair_is_no_bad_record(tmp_path: Path, extract: Extract) -> None:
     half = "\ud83d"  # an emoji that a length limit cut in two; JSON writes it as an escape
-    images = [{"url": f"/x{half}.jpg", "alt": f"some words {half}"}]
+    images = [{"url": f"/x{half}.jpg", "alt": f"some words {half}", f"data-{half}": "x"}]
     (tmp_path / "x.wat").write_bytes(metadata(f"{PAGE}", images))
     rows, stats = extract(wat=[f"{tmp_path}/x.wat"])
     assert [(r["url"], r["text"]) for r in rows] == [("http://www.a.example/x.jpg", "some words")]
