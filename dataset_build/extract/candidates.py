@@ -31,8 +31,8 @@ _CAMERA_NAME = re.compile(
 _URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
 _MARKUP_SIGN = re.compile(r"[<{\[$]")
 _MARKUP = re.compile(r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption ", re.IGNORECASE)
-_TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
 _LETTER = re.compile(r"[^\W\d_]")
+_TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
 
 
 class Candidates:
