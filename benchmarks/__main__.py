@@ -20,6 +20,8 @@ _NOT_BENCHMARKS = {
     *(
         "download_sides",
         "download_web",
+        "extract_inputs",
+        "extract_peers",
         "loader_inputs",
         "loader_peer",
         "match_inputs",

@@ -40,6 +40,7 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"[^\W\d_]")
+_TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
 
 
 class Candidates:
@@ -136,6 +137,9 @@ class Candidates:
             return "markup"
         if "_" in text and " " not in text and not _UNSPACED.search(text):
             return "file_name"
+        # What has two words needs no count of them if no more are asked for.
+        if settings.min_words == 2 and _TWO_WORDS.search(text):
+            return ""
         if settings.min_words > 1 and len(normalise(text).split()) < settings.min_words:
             return "too_few_words"
         return ""

@@ -1,6 +1,7 @@
 """Image links from Common Crawl's WAT files: page metadata as one JSON record a page.
 
-A byte search skips the pages without pictures, before any JSON is parsed.
+A byte search skips the pages without pictures, before any JSON is parsed; of the others' JSON
+Python objects are made only for what is asked of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
@@ -19,6 +20,48 @@ from dataset_build.extract.urls import canonical
 
 _IMAGE = "IMG@/src"
 _MARK = _IMAGE.encode()
+
+
+class _Link(msgspec.Struct, gc=False):
+    path: Any = None
+    url: Any = None
+    alt: Any = None
+    title: Any = None
+
+
+class _Head(msgspec.Struct):
+    base: Any = msgspec.field(name="Base", default=None)
+
+
+class _Html(msgspec.Struct):
+    links: list[_Link] = msgspec.field(name="Links")
+    head: _Head | None = msgspec.field(name="Head", default=None)
+
+
+class _Answer(msgspec.Struct):
+    html: _Html = msgspec.field(name="HTML-Metadata")
+
+
+class _Payload(msgspec.Struct):
+    answer: _Answer = msgspec.field(name="HTTP-Response-Metadata")
+
+
+class _Header(msgspec.Struct):
+    url: str = msgspec.field(name="WARC-Target-URI")
+
+
+class _Envelope(msgspec.Struct):
+    header: _Header = msgspec.field(name="WARC-Header-Metadata")
+    payload: _Payload = msgspec.field(name="Payload-Metadata")
+
+
+class _Document(msgspec.Struct):
+    """What is read of a record; the names are the extractor's (`ia-web-commons`)."""
+
+    envelope: _Envelope = msgspec.field(name="Envelope")
+
+
+_DECODER = msgspec.json.Decoder(_Document)
 
 
 def extract(path: Path, candidates: Candidates, progress: Callable[[int], None]) -> None:
@@ -30,35 +73,30 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
         if _MARK not in body:
             continue
         try:
-            page_url, base, links = _page(_parsed(body))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            page = _parsed(body).envelope
+        except (ValueError, RecursionError):
             counts["bad_records"] += 1
             continue
         counts["pages"] += 1
-        for url, texts in links:
-            candidates.link(url, texts, page_url, base)
+        page_url = page.header.url.strip()
+        html = page.payload.answer.html
+        base = html.head.base if html.head else None
+        base = (isinstance(base, str) and canonical(base, page_url)[0]) or page_url
+        for link in html.links:
+            if link.path == _IMAGE:
+                url = link.url if isinstance(link.url, str) else ""
+                candidates.link(url, _texts(link), page_url, base)
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> _Document:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return json.loads(body)  # forgives half a surrogate pair, where a text was cut
+        return _DECODER.decode(body)
+    except msgspec.DecodeError:
+        # Half a surrogate pair, where a text was cut, is no fault of the rest.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return _DECODER.decode(text.encode(errors="ignore"))
 
 
-def _page(document: Any) -> tuple[str, str, list[tuple[str, list[tuple[str, str]]]]]:
-    """Address, base and image links of one page."""
-    envelope = document["Envelope"]
-    page_url = str(envelope["WARC-Header-Metadata"]["WARC-Target-URI"]).strip()
-    page_url = page_url.encode(errors="ignore").decode()
-    html = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
-    base = (html.get("Head") or {}).get("Base")
-    if isinstance(base, str):
-        base = canonical(base, page_url)[0]
-    links = []
-    for link in [link for link in html["Links"] if link.get("path") == _IMAGE]:
-        texts = [("alt", link.get("alt")), ("title", link.get("title"))]
-        strings = [(name, text) for name, text in texts if text and isinstance(text, str)]
-        url = link.get("url")
-        links.append((url if isinstance(url, str) else "", strings))
-    return page_url, base or page_url, links
+def _texts(link: _Link) -> list[tuple[str, str]]:
+    texts = (("alt", link.alt), ("title", link.title))
+    return [(name, text) for name, text in texts if text and isinstance(text, str)]

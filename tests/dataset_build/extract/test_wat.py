@@ -54,7 +54,7 @@ def test_base_element_moves_relative_links(tmp_path: Path, extract: Extract) -> 
 
 def test_half_a_surrogate_pair_is_no_bad_record(tmp_path: Path, extract: Extract) -> None:
     half = "\ud83d"  # an emoji that a length limit cut in two; JSON writes it as an escape
-    images = [{"url": f"/x{half}.jpg", "alt": f"some words {half}"}]
+    images = [{"url": f"/x{half}.jpg", "alt": f"some words {half}", f"data-{half}": "x"}]
     (tmp_path / "x.wat").write_bytes(metadata(f"{PAGE}", images))
     rows, stats = extract(wat=[f"{tmp_path}/x.wat"])
     assert [(r["url"], r["text"]) for r in rows] == [("http://www.a.example/x.jpg", "some words")]
@@ -68,12 +68,13 @@ def test_a_bad_record_costs_itself_only(tmp_path: Path, extract: Extract) -> Non
         record("metadata", PAGE, b'{"Envelope": {"path": "IMG@/src"}}'),
         record("metadata", PAGE, b'"IMG@/src"'),
         record("metadata", PAGE, b'\xff\xfe{"IMG@/src": 1}'),
+        record("metadata", PAGE, b'{"IMG@/src": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"),
         metadata(PAGE, [{"url": {"not": "a string"}, "alt": "other words"}]),
         metadata(PAGE, [{"url": "/y.jpg", "alt": ["no", "text"]}]),
     ]
     (tmp_path / "x.wat").write_bytes(b"".join([good, *bad, good]))
     rows, stats = extract(wat=[f"{tmp_path}/x.wat"])
     assert len(rows) == 2
-    assert stats.counts["bad_records"] == 4
+    assert stats.counts["bad_records"] == 5
     assert stats.dropped == {"bad_url": 1, "no_text": 1}
     assert stats.rows_in == 4
