@@ -53,8 +53,7 @@ def _page(document: Any) -> tuple[str, str, list[tuple[str, list[tuple[str, str]
     page_url = page_url.encode(errors="ignore").decode()
     html = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
     base = (html.get("Head") or {}).get("Base")
-    if isinstance(base, str):
-        base = canonical(base, page_url)[0]
+    base = canonical(base, page_url)[0] if isinstance(base, str) else ""
     links = []
     for link in [link for link in html["Links"] if link.get("path") == _IMAGE]:
         texts = [("alt", link.get("alt")), ("title", link.get("title"))]
