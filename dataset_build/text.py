@@ -128,6 +128,11 @@ _CONTROL = (
     r"\x00-\x08\x0E-\x1B\x7F-\x9F\u061C\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF\uFFF9-\uFFFB"
 )
 _CONTROLS = re.compile(rf"[{_CONTROL}]+")
+# An ampersand escaped again and again: a round each would take the square of the text's length.
+_AMPERSANDS = re.compile(
+    r"&(?:amp;?|AMP;?|#0*38(?:;|(?![0-9]))|#[xX]0*26(?:;|(?![0-9a-fA-F]))){4,}"
+)
+_ENDLESS = re.compile(r"&#[0-9]{1000,};?")  # Python refuses such numbers
 _SURROGATE = re.compile(r"[\uD800-\uDFFF]")
 # UTF-8 read with a one-byte encoding shows as two characters at least, all from the alphabets that
 # such encodings hold, the first two adjacent unless the second is a no-break space.
@@ -150,7 +155,7 @@ def clean(text: str) -> str:
 
 
 def _clean_closely(text: str) -> str:
-    text = html.unescape(text)
+    text = html.unescape(_ENDLESS.sub("\ufffd", _AMPERSANDS.sub("&", text)))
     if _SURROGATE.search(text):  # halves that belong together become their character
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
     if _MOJIBAKE.search(text):

@@ -14,11 +14,10 @@ from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
 from dataset_build.extract.candidates import Candidates
-from dataset_build.extract.html import decoded, image_links
+from dataset_build.extract.pages import MAX_PAGE_BYTES, CostlyPage, Reader
 from dataset_build.extract.urls import canonical
 
 _HTML_TYPES = frozenset([b"text/html", b"application/xhtml+xml"])
-_MAX_PAGE_BYTES = 8 << 20
 _IMAGE = re.compile(rb"<im(?:g|age)[\s/]", re.IGNORECASE)  # HTML takes <image> for <img>
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r\n")
@@ -33,29 +32,30 @@ def extract(
 ) -> None:
     """Put every image link of the HTML pages in a WARC file to `candidates`.
 
-    A bad page costs itself only; records are skipped that are no HTML or answer with an error.
+    A bad page costs itself only, and so does one that takes too long to parse (`costly_pages`);
+    records are skipped that are no HTML or answer with an error.
     """
     counts = candidates.stats.counts
-    for position, record, body in records(path, WarcRecordType.response, candidates.stats):
-        progress(position)
-        try:
-            page_url = (record.headers["WARC-Target-URI"] or "").strip(" <>")
-            html, charset = _html(body)
-            if not html or not page_url:
-                counts["other_records"] += 1
+    with Reader(figure_captions) as reader:
+        for position, record, body in records(path, WarcRecordType.response, candidates.stats):
+            progress(position)
+            try:
+                page_url = (record.headers["WARC-Target-URI"] or "").strip(" <>")
+                html, charset = _html(body)
+                if not html or not page_url:
+                    counts["other_records"] += 1
+                    continue
+                base, links = reader.links(html, charset) if _IMAGE.search(html) else ("", [])
+            except (zlib.error, ValueError, KeyError, RuntimeError):
+                counts["bad_records"] += 1
                 continue
-            base, links = (
-                image_links(decoded(html, charset), figure_captions)
-                if _IMAGE.search(html)
-                else ("", [])
-            )
-        except (zlib.error, ValueError, KeyError, RuntimeError):
-            counts["bad_records"] += 1
-            continue
-        counts["pages"] += 1
-        base = (base and canonical(base, page_url)[0]) or page_url
-        for url, texts in links:
-            candidates.link(url, texts, page_url, base)
+            except CostlyPage:
+                counts["costly_pages"] += 1
+                continue
+            counts["pages"] += 1
+            base = (base and canonical(base, page_url)[0]) or page_url
+            for url, texts in links:
+                candidates.link(url, texts, page_url, base)
 
 
 def _html(message: bytes) -> tuple[bytes, str]:
@@ -81,8 +81,8 @@ def _html(message: bytes) -> tuple[bytes, str]:
     if b"chunked" in headers.get(b"transfer-encoding", b"").lower() and _CHUNK.match(payload):
         payload = _without_chunks(payload)
     if payload[:2] == b"\x1f\x8b":
-        payload = zlib.decompressobj(wbits=31).decompress(payload, _MAX_PAGE_BYTES)
-    payload = payload[:_MAX_PAGE_BYTES]
+        payload = zlib.decompressobj(wbits=31).decompress(payload, MAX_PAGE_BYTES)
+    payload = payload[:MAX_PAGE_BYTES]
     if not kind and b"<html" not in payload[:4096].lower():
         return b"", ""
     charset = _CHARSET.search(content_type)

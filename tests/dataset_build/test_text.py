@@ -118,9 +118,31 @@ def test_clean(raw: str, stored: str) -> None:
     assert clean(raw) == stored
 
 
+@pytest.mark.parametrize(
+    ("raw", "stored"),
+    [
+        ("&" + "amp;" * 10_000 + "lt;", "<"),
+        ("&" + "ampAMP;" * 10_000 + "eacute;", "é"),
+        ("&" + "#38;#0038;#x26;#X0026;" * 3000 + "#x381;", "\u0381"),
+        ("a &#" + "0" * 5000 + "38; b", "a \ufffd b"),
+        ("&" + "amp;" * 100 + "#" + "9" * 5000, "\ufffd"),
+    ],
+)
+def test_entities_without_end(raw: str, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a few rounds, not one a level: a round takes time for the whole text."""
+    rounds: list[str] = []
+    closely = text_module._clean_closely
+    monkeypatch.setattr(
+        text_module, "_clean_closely", lambda text: rounds.append(text) or closely(text)
+    )
+    assert clean(raw) == stored
+    assert len(rounds) <= 4
+
+
 @settings(deadline=None)
 @given(ANY_TEXT)
 @example("&amp;amp;amp;#38;lt;")
+@example("&amp;amp;amp;amp;amp;#38;lt;")
 @example("&#x26;#x202e;a")
 @example("Ã\u0083Â©")
 def test_clean_is_idempotent_and_encodes(raw: str) -> None:

@@ -28,6 +28,9 @@ def image(attributes: str) -> str:
         ("src=a.jpg data-src='b_{width}.jpg'", "a.jpg"),
         ("src='data:,' srcset='s.jpg 300w, l.jpg 1200w, m.jpg 600w'", "l.jpg"),
         ("srcset='one.jpg, two.jpg 2x'", "two.jpg"),
+        ("srcset=', a.jpg 2x,, b.jpg ,c.jpg 1x'", "a.jpg"),
+        ("src=a.jpg srcset='b.jpg wide' data-srcset=', ,'", "a.jpg"),
+        ("srcset='b.jpg wide, c.jpg'", "c.jpg"),
         ("srcset='w_1,h_2/a.jpg 1x,w_3,h_4/b.jpg 1.5x'", "w_3,h_4/b.jpg"),
         ("data-srcset='c.jpg 2x' srcset='data:image/gif;base64,A 1w'", "c.jpg"),
         ("src='//:0' data-srcset='c.jpg 160w, d.jpg 320w'", "d.jpg"),
@@ -72,7 +75,7 @@ def test_sources_of_a_picture(html: str, url: str) -> None:
     [
         ("<figure><img><figcaption>A <b>r</b>ed\n door</figcaption></figure>", ["A red\n door"]),
         ("<figure><div><a><img></a></div><p><img><figcaption>C</figcaption></figure>", ["C", "C"]),
-        ("<figure><img><figcaption><p>C<p>D<br>E</figcaption></figure>", [" C D E"]),
+        ("<figure><img><figcaption><p>C<p>D<br>E</figcaption></figure>", ["C D E"]),
         ("<figure><img><figcaption>A<script>B</script></figcaption></figure>", ["A"]),
         ("<figure><img><figcaption>C</figcaption><figcaption>D</figcaption></figure>", ["C"]),
         (
@@ -139,6 +142,7 @@ def test_pictures_in_odd_places(html: str) -> None:
         ("é".encode("utf-16"), "", "é"),
         ("\ufeffé".encode(), "nonsense", "é"),
         ("é!".encode("latin-1"), "hex", "é!"),
+        ("é!".encode("latin-1"), "punycode", "é!"),
         ("éééééééééééé".encode()[:-1], "", "ééééééééééé"),
         ("éééééééééééé".encode() + b"\xff!", "", "éééééééééééé\ufffd!"),
         (b"<meta charset=utf-16>" + "é".encode(), "", "é"),
