@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -41,6 +42,8 @@ _MARKUP = re.compile(
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
+# All pictures of a figure have its caption: thousands, where a page is made to be slow.
+_clean = functools.lru_cache(maxsize=16)(clean)
 
 
 class Candidates:
@@ -99,7 +102,7 @@ class Candidates:
         stats = self.stats
         stats.rows_in += 1
         # White space and entities take room, but a megabyte of "alt" is not worth cleaning.
-        text = clean(raw[: 16 * self._settings.max_chars])
+        text = _clean(raw[: 16 * self._settings.max_chars])
         if len(text) > self._settings.max_chars:
             text = text[: self._settings.max_chars + 1].rpartition(" ")[0]
             stats.counts["texts_cut"] += 1

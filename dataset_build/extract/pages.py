@@ -14,7 +14,6 @@ import signal
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
 from typing import Any
 
 from selectolax.lexbor import SelectolaxError
@@ -28,7 +27,7 @@ MAX_PAGE_BYTES = 8 << 20
 """Larger pages are to be cut."""
 _SMALL_BYTES = 64 << 10  # parsed in 0.5 ms, 0.3 s at worst
 _MAX_PROCESSOR_S = 4.0  # of 8 MiB of real pages: 0.18 s
-_MAX_MEMORY_BYTES = 2 << 30  # address space, of 8 MiB of real pages: 0.3 GiB
+_MAX_MEMORY_BYTES = 2 << 30  # address space; of 8 MiB of real pages: 0.2 GiB
 # What ends a process for the page it parses: its time, and a parser's mistakes.
 _PAGES_FAULT = (signal.SIGPROF, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 
@@ -49,12 +48,7 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._process is not None:
             self._process.kill()
             self._ended()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from fastwarc.warc import WarcRecordType
 
-from dataset_build.extract import pages
+from dataset_build.extract import candidates, pages
+from dataset_build.extract import html as html_module
 from dataset_build.extract.archive import records
 from dataset_build.extract.html import decoded, image_links
 from dataset_build.extract.pages import CostlyPage, Reader
@@ -169,6 +170,41 @@ threading.Event().wait()
     finally:
         if _running(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_sources_of_a_picture_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    largest = html_module._largest
+    monkeypatch.setattr(html_module, "_largest", lambda given: read.append(given) or largest(given))
+    html = "<picture>" + "<source srcset='data:,'>" * 50 + "<img>" * 500 + "</picture>"
+    assert len(image_links(html)[1]) == 500
+    assert len(read) == 550
+
+
+@pytest.mark.parametrize("srcset", ["," * 20_000, "a," * 10_000, "a 1" * 6000, "\t" * 20_000])
+def test_a_srcset_takes_a_time_that_grows_with_its_length(srcset: str) -> None:
+    """Some milliseconds; with the square of its length it were two seconds."""
+    before = time.process_time()
+    image_links(f"<img srcset='{srcset}'>")
+    assert time.process_time() - before < 0.5
+
+
+def test_a_caption_that_many_pictures_have_is_cleaned_once(
+    tmp_path: Path, extract: Extract
+) -> None:
+    images = "".join(f"<img src=x.jpg alt='Picture no {n} of many'>" for n in range(500))
+    html = f"<figure>{images}<figcaption>A\u0301 caption</figcaption></figure>"
+    (tmp_path / "x.warc").write_bytes(page("http://a.example/", html.encode()))
+    candidates._clean.cache_clear()
+    _, stats = extract(warc=[f"{tmp_path}/x.warc"], figure_captions=True)
+    assert stats.rows_in == 1000
+    assert candidates._clean.cache_info().misses == 501
+
+
+def test_of_a_caption_is_read_what_can_be_stored() -> None:
+    html = f"<figure><img><figcaption>{'A b ' * 100_000}</figcaption></figure>"
+    ((_, [(_, text)]),) = image_links(html, True)[1]
+    assert text == ("A b " * 5000).strip()
 
 
 def _soon(true: Callable[[], bool]) -> bool:
