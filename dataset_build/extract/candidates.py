@@ -94,8 +94,13 @@ class Candidates:
                 seen.add(raw)
                 self.row(url, raw, source, page_url, base)
         if not seen:
-            self.stats.rows_in += 1
-            self.stats.drop("no_text")
+            self.without_text(1)
+
+    def without_text(self, links: int) -> None:
+        """Image links that nothing is said about."""
+        if links:
+            self.stats.rows_in += links
+            self.stats.drop("no_text", links)
 
     def row(self, url: str, raw: str, source: str, page_url: str, base: str = "") -> None:
         """One address with one raw text."""

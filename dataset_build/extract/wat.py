@@ -82,10 +82,12 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
         html = page.payload.answer.html
         base = html.head.base if html.head else None
         base = (isinstance(base, str) and canonical(base, page_url)[0]) or page_url
-        for link in html.links:
-            if link.path == _IMAGE:
-                url = link.url if isinstance(link.url, str) else ""
-                candidates.link(url, _texts(link), page_url, base)
+        images = [link for link in html.links if link.path == _IMAGE]
+        described = [link for link in images if link.alt or link.title]  # most are not
+        candidates.without_text(len(images) - len(described))
+        for link in described:
+            url = link.url if isinstance(link.url, str) else ""
+            candidates.link(url, _texts(link), page_url, base)
 
 
 def _parsed(body: bytes) -> _Document:
