@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,6 +24,8 @@ from pipeline import files, formats, memory
 
 REMOVED = "removed.txt"
 """Below `out/`: what was removed from the outputs since; no task publishes it, and it stays."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,6 +43,8 @@ class Stats:
     """Anything else worth counting."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     """Distributions: histogram name -> bin label -> count."""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """Inputs that were read and are not as they should be: name -> what is wrong with it."""
 
     def drop(self, reason: str, rows: int = 1) -> None:
         """Count rows that end here."""
@@ -48,6 +53,11 @@ class Stats:
     def observe(self, histogram: str, label: object, rows: int = 1) -> None:
         """Add `rows` to one bin of a histogram."""
         self.histograms.setdefault(histogram, Counter())[str(label)] += rows
+
+    def warn(self, name: str, what: str) -> None:
+        """Note, and log, that something is wrong with an input that is read all the same."""
+        log.warning("%s: %s", name, what)
+        self.warnings[name] = what
 
     def __add__(self, other: Stats) -> Stats:
         histograms = {name: Counter(bins) for name, bins in self.histograms.items()}
@@ -59,6 +69,7 @@ class Stats:
             self.dropped + other.dropped,
             self.counts + other.counts,
             histograms,
+            {**self.warnings, **other.warnings},
         )
 
     def balanced(self) -> bool:
@@ -73,6 +84,7 @@ class Stats:
             "dropped": dict(self.dropped),
             "counts": dict(self.counts),
             "histograms": {name: dict(bins) for name, bins in self.histograms.items()},
+            "warnings": self.warnings,
         }
 
     @classmethod
@@ -84,6 +96,7 @@ class Stats:
             Counter(values["dropped"]),
             Counter(values["counts"]),
             {name: Counter(bins) for name, bins in values["histograms"].items()},
+            values.get("warnings", {}),
         )
 
 

@@ -17,6 +17,7 @@ from pipeline.stage import Run, Stage
 
 log = logging.getLogger(__name__)
 
+_WARNINGS = 5  # said at a stage's end
 _REASONS = 4  # named in a stage's closing line; the rest are counted together
 
 
@@ -56,6 +57,7 @@ class LineProgress:
     def end(self, stage: Stage, manifests: Sequence[Manifest], ran: int) -> None:
         """See `pipeline.runner.Watch`."""
         log.info("%s", _closing(stage, manifests, ran))
+        _say_warnings(manifests, ran)
 
     def __enter__(self) -> LineProgress:
         return self
@@ -105,6 +107,7 @@ class BarProgress:
         """See `pipeline.runner.Watch`."""
         words = _closing(stage, manifests, ran).partition(": ")[2]
         self._bars.update(self._ids[stage.name], completed=1.0, words=words)
+        _say_warnings(manifests, ran)
 
     def __enter__(self) -> BarProgress:
         self._bars.start()
@@ -134,6 +137,14 @@ def _closing(stage: Stage, manifests: Sequence[Manifest], ran: int) -> str:
         lost += [f"and {len(rest)} more: {sum(rest):,} rows"]
     words = f"{stage.name}: {stats.rows_in:,} in, {stats.rows_out:,} {stage.unit} out"
     return words + (f" (dropped: {', '.join(lost)})" if lost else "")
+
+
+def _say_warnings(manifests: Sequence[Manifest], ran: int) -> None:
+    warnings = sorted(status.total(manifests).warnings.items()) if ran else []
+    for name, what in warnings[:_WARNINGS]:
+        log.warning("%s: %s", name, what)
+    if len(warnings) > _WARNINGS:
+        log.warning("and %d more inputs; the report names them", len(warnings) - _WARNINGS)
 
 
 def _say_failure(stage: Stage, outcome: Outcome | None) -> None:

@@ -1,4 +1,4 @@
-"""What a build ends for before it begins: nobody told who asks, a function that is not there."""
+"""What a build ends for before it begins: nobody told who asks, functions or files not there."""
 
 from __future__ import annotations
 
@@ -70,3 +70,13 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no run's folder, and holds thesis.tex" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_so_does_one_without_the_files_of_a_later_stage(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pipeline", "build", "configs/sample.yaml"]
+    command += ["--run", str(run), f"extract.warc=[{tmp_path}/no/*.warc.gz]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert f"extract.warc: {tmp_path}/no/*.warc.gz: no such input" in done.stderr
+    assert not run.exists()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from dataset_build import functions
 from dataset_build.extract.columns import KNOWN, Columns, Known
@@ -28,15 +28,7 @@ if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates
 
 # Of these a task has its files and its name.
-_SOURCES: tuple[str, ...] = (
-    "wat",
-    "warc",
-    "pool",
-    "snapshot",
-    "base_url",
-    "files_per_task",
-    "bytes_per_task",
-)
+_SOURCES = ("wat", "warc", "pool", "snapshot", "base_url", "files_per_task", "bytes_per_task")
 _SNAPSHOT = re.compile(r"CC-(?:MAIN|NEWS)-\d{4}(?:-\d{2})?(?:-\d{2})?")
 
 
@@ -111,6 +103,13 @@ class ExtractSettings(Settings):
     denied_extensions: tuple[str, ...] = ("svg", "svgz", "ico", "gif")
     """Pictures dropped by the ending of their path: drawings, icons, spacers and animations."""
 
+    @field_validator("languages")
+    @classmethod
+    def _are_told(cls, codes: tuple[str, ...], given: ValidationInfo) -> tuple[str, ...]:
+        if codes != cls.model_fields["languages"].default and not given.data.get("language"):
+            raise ValueError("nothing tells the languages apart: set extract.language as well")
+        return codes
+
 
 def plan(run: Run) -> list[Task]:
     """A task for every `files_per_task` files of a kind and snapshot, numbered within it; several
@@ -120,11 +119,8 @@ def plan(run: Run) -> list[Task]:
     settings: ExtractSettings = run.settings("extract")
     if not (settings.wat or settings.warc or settings.pool):
         raise ConfigError("extract: no source is set; give at least one of wat, warc, pool")
-    told, ignores = {}, _SOURCES
-    if settings.language:
-        told = {"language": functions.identity(SETTING, settings.language)}
-    else:
-        ignores += ("languages",)
+    language = settings.language
+    told = {"language": functions.identity(SETTING, language)} if language else {}
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "pool"):
         for reference in sorted(inputs.references(run, kind)):
@@ -138,7 +134,7 @@ def plan(run: Run) -> list[Task]:
         for kind, references in kinds.items():
             for reads, part in _shares(run, references, settings):
                 params = {"kind": kind, "snapshot": snapshot, "number": number, **part, **told}
-                tasks.append(Task("extract", len(tasks), reads, params, ignores))
+                tasks.append(Task("extract", len(tasks), reads, params, ignores=_SOURCES))
                 number += 1
     return tasks
 
@@ -167,7 +163,7 @@ def _shares(
 
 def work(attempt: Attempt) -> Stats:
     """Extract a task's files into `candidates-SNAPSHOT-NUMBER.parquet`."""
-    from dataset_build.extract import archive, candidates, inputs
+    from dataset_build.extract import archive, candidates, inputs, pool
 
     params, reads = attempt.task.params, attempt.task.reads
     snapshot = str(params["snapshot"])
@@ -191,9 +187,17 @@ def work(attempt: Attempt) -> Stats:
             before = Counter(out.stats.counts)
             with inputs.named(reference, path):
                 _extract(attempt, path, out, partial(_tell, attempt, done, size, total))
-            if params["kind"] != "pool":
-                max_lost = attempt.settings.max_lost
-                archive.judge_losses(reference, size, out.stats.counts - before, max_lost)
+            counts = out.stats.counts - before
+            if params["kind"] == "pool":
+                wrong = pool.losses(counts)
+            else:
+                wrong = archive.losses(reference, size, counts, attempt.settings.max_lost)
+                if not (wrong or counts["pages"]):
+                    wrong = (
+                        f"no page with pictures in it; is this a file for extract.{params['kind']}?"
+                    )
+            if wrong:
+                out.stats.warn(reference, wrong)
             done += size
     return out.stats
 

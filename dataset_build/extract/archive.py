@@ -8,7 +8,6 @@ only, and a file that was cut off is recognised by its end.
 from __future__ import annotations
 
 import gzip
-import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -26,8 +25,6 @@ from dataset_build.extract.pieces import (
 )
 from pipeline.config import UserError
 from pipeline.manifest import Stats
-
-log = logging.getLogger(__name__)
 
 _ONE_RECORD_BYTES = 1 << 20  # where Common Crawl cuts pages
 _GZIP, _VERSION = b"\x1f\x8b\x08", b"WARC/"
@@ -65,25 +62,25 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
         counts["archive_records"] += number
 
 
-def judge_losses(name: str, size: int, counts: Counter[str], max_lost: float) -> None:
-    """Warn of what an archive of `size` bytes has lost, by the counts of `records`.
+def losses(name: str, size: int, counts: Counter[str], max_lost: float) -> str:
+    """What an archive of `size` bytes has lost, by the counts of `records`; "" for nothing.
 
     Raises `UserError` if that is a larger share than `max_lost` and more than one damaged record
     or a cut, which any file bears; if `max_lost` is 0, if it is damaged at all.
     """
     damaged, cut, lost = (counts[n] for n in ("broken_members", "truncated_files", "lost_bytes"))
     if not damaged + cut:
-        return
+        return ""
     what = [f"{damaged} damaged record{'s' * (damaged > 1)}"] * (damaged > 0)
     what += ["cut off at its end"] * (cut > 0)
-    told = f"{name}: {', '.join(what)}; {lost:,} of {size:,} bytes are lost"
+    told = f"{', '.join(what)}; {lost:,} of {size:,} bytes are lost" if size else "empty"
     is_one = damaged + cut == 1 and lost <= _ONE_RECORD_BYTES
     if not max_lost or (lost > max_lost * size and not is_one):
         raise UserError(
-            f"{told}, {lost / max(1, size):.1%}: more than extract.max_lost, {max_lost:.1%};"
-            " fetch the file again, or raise extract.max_lost"
+            f"{name}: {told}, {lost / max(1, size):.1%}: extract.max_lost is {max_lost:.1%}; fetch"
+            " the file again, or raise extract.max_lost"
         )
-    log.warning("%s", told)
+    return told
 
 
 def _resuming(

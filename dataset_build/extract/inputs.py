@@ -55,6 +55,20 @@ def references(run: Run, kind: str) -> set[str]:
     return found
 
 
+def check(run: Run) -> None:
+    """Raises `MissingInput` for a pattern of files on this machine that names none.
+
+    What other stages make, and what is elsewhere, is looked for when its time has come.
+    """
+    for kind, endings in ENDINGS.items():
+        for pattern in getattr(run.settings("extract"), kind):
+            if not remote.is_remote(pattern) and ":" not in pattern.partition("/")[0]:
+                try:
+                    run.find(pattern, endings)
+                except MissingInput as error:
+                    raise MissingInput(f"extract.{kind}: {error}") from None
+
+
 def size(run: Run, reference: str) -> int | None:
     """Bytes of an input; None of one that is elsewhere."""
     return None if remote.is_remote(reference) else run.path(reference).stat().st_size
@@ -147,6 +161,8 @@ def _listed(run: Run, reference: str, base_url: str) -> list[str]:
     except (OSError, EOFError, ValueError) as error:
         raise ConfigError(f"{reference}: not a list of paths ({error})") from None
     entries = [line.strip() for line in text.splitlines() if line.strip()]
+    if not entries:
+        raise MissingInput(f"{reference}: a list without any path")
     prefix, root = _root(reference)
     if base_url:
         prefix, root = base_url.rstrip("/") + "/", PurePosixPath()

@@ -8,9 +8,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import logging
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -54,6 +53,14 @@ def extract(
         _delimited(path, candidates, progress, source, columns)
 
 
+def losses(counts: Counter[str]) -> str:
+    """What a table has lost, by what `extract` counted; "" for nothing."""
+    cut, broken = counts["truncated_files"], counts["broken_row_groups"]
+    what = ["damaged or cut off: what follows on that is lost"] * cut
+    what += [f"{broken} row group{'s' * (broken > 1)} cannot be read"] * (broken > 0)
+    return "; ".join(what)
+
+
 def parts(path: Path, most: int) -> list[tuple[int, int, int]]:
     """Ranges of row groups of about `most` bytes each: first, the one after the last, and bytes.
 
@@ -95,6 +102,7 @@ def _parquet(
                         _row(candidates, address, text, page_url, source)
                     seen += batch.num_rows
             except (pa.ArrowException, OSError):
+                candidates.stats.counts["broken_row_groups"] += 1
                 lost = parquet.metadata.row_group(group).num_rows - seen
                 candidates.stats.rows_in += lost
                 candidates.stats.drop("broken_row_group", lost)
@@ -132,8 +140,6 @@ def _delimited(
             if not number:
                 raise UserError(f"{path}: cannot be read ({error}); fetch it again") from None
             stats.counts["truncated_files"] += 1
-            logging.warning("%s: damaged or cut off after row %d (%s): what followed is lost",
-                            path, number, error)  # fmt: skip
 
 
 def _rows(lines: Iterator[str], comma: str, width: int) -> Iterator[list[str] | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -296,6 +297,8 @@ def _own_lines(path: Path) -> Iterator[str]:
             yield from (line for line in lines if not line.isspace())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); give one query a line") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged or cut off ({error}); take a whole copy") from None
 
 
 def _write(rows: Mapping[str, Mapping[str, Any]], target: Path) -> None:

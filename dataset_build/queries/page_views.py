@@ -166,5 +166,6 @@ def _blocks(path: Path, stats: Stats) -> Iterator[bytes]:
                     del read[:cut]
         except (EOFError, gzip.BadGzipFile, zlib.error):  # cut off: what came before it counts
             stats.counts["truncated_files"] += 1
+            stats.warn(path.name, "cut off or damaged: what follows on that is not counted")
         if read:
             yield bytes(read)

@@ -63,6 +63,8 @@ def count_dump(
                 counts, part = WordCounts(), part + 1
             progress(raw.tell() - first_byte, bytes_read)
     _write_counts(counts, folder, f"{name}-{part:04d}", stats)
+    if broken := stats.counts["broken_streams"]:
+        stats.warn(path.name, f"{broken} damaged bz2 streams, some hundred pages each, are lost")
     return stats
 
 
@@ -121,6 +123,8 @@ def pages(
                 "plain, .bz2 or .gz"
             ) from None
         counts["truncated_files"] += 1
+        read = counts["articles"] + counts["redirects"] + counts["other_namespaces"]
+        stats.warn(name, f"damaged or cut off after {read:,} pages: the rest is lost ({error})")
 
 
 class _Titles:

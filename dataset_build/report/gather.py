@@ -5,7 +5,8 @@ Keys (a section that cannot be written yet is null, and `absent` says why):
 - `run`, `updated` (Unix time of the newest manifest), `fingerprint` (of the packed dataset)
 - `stages`: name, unit, state, tasks_done, tasks_planned,
   tasks_left_out [reasons], rows_in, rows_out, dropped {reason: rows},
-  counts, histograms, bytes (published), seconds (task time), balanced
+  counts, histograms, warnings {input: what is wrong}, bytes (published), seconds (task time),
+  balanced
 - `funnel`: the stages that pairs pass, of `stages`: name, rows_in, rows_out, dropped
 - `accounting`: balanced (every row of every stage is out or dropped), handovers [from, to,
   rows_out, rows_in, equal: null while a stage is unfinished]
@@ -156,6 +157,7 @@ def _stage(published: Published) -> dict[str, Any]:
         "rows_out": stats.rows_out,
         "dropped": ranked(stats.dropped),
         "counts": dict(sorted(stats.counts.items())),
+        "warnings": dict(sorted(stats.warnings.items())),
         "histograms": {name: _bins(bins) for name, bins in sorted(stats.histograms.items())},
         "bytes": sum(output.bytes for _, output in _outputs(published)),
         "seconds": round(sum(manifest.seconds for manifest in published.manifests), 3),

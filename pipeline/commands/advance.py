@@ -54,6 +54,7 @@ def build(options: argparse.Namespace, begins_at: str = "") -> int:
     """Run the dataset's stages; those before `begins_at` are left as they are, if they are whole.
     Their inputs need not be there any more."""
     from dataset_build import purge
+    from dataset_build.extract import inputs
     from pipeline import recipe
     from train import launch
 
@@ -62,6 +63,8 @@ def build(options: argparse.Namespace, begins_at: str = "") -> int:
     names = [stage.name for stage in stages]
     if begins_at in names and all(_is_whole(run, name) for name in names[: names.index(begins_at)]):
         stages = stages[names.index(begins_at) :]
+    if any(stage.name == "extract" for stage in stages):
+        inputs.check(run)  # better now than when the queries are there
     with _recorded(options, run):
         runner.begin(run, stages[0], recipe.all_stages(config))
         # A training reads shards that another build of the same run would remove.

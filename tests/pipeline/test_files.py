@@ -86,7 +86,7 @@ def test_a_folder_is_removed_though_others_remove_it_too(tmp_path: Path) -> None
 def test_a_folder_is_removed_though_another_writes_into_it(tmp_path: Path) -> None:
     folder = tmp_path / "busy"
     (folder / "below").mkdir(parents=True)
-    gone = Event()
+    gone, ended = Event(), Event()
 
     def write() -> None:
         for number in count():
@@ -95,13 +95,18 @@ def test_a_folder_is_removed_though_another_writes_into_it(tmp_path: Path) -> No
             except FileNotFoundError:
                 gone.set()
                 return
+            if ended.wait(0.0005):
+                return
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(write)
         while not (folder / "below/9").exists():
             pass
-        files.remove_tree(folder)
-        assert gone.wait(10)
+        try:
+            files.remove_tree(folder)
+            assert gone.wait(10)
+        finally:
+            ended.set()
     assert not folder.exists()
 
 

@@ -98,3 +98,19 @@ def test_the_closing_line_accounts_for_every_row(
     with caplog.at_level(logging.INFO):
         LineProgress(watched.run).end(STAGE, [made], ran=1)
     assert caplog.messages == [f"train: {rows_in:,} in, 7 samples out{said}"]
+
+
+def test_inputs_that_are_not_as_they_should_be_are_named_at_the_end(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+    for number in range(8):
+        stats = Stats(warnings={f"{number}.warc.gz": "cut off"})
+        made.append(Manifest("train", number, "f" * 64, "a", (), stats, 1.0, 1.0, 0.0, "", "", 1))
+    with caplog.at_level(logging.WARNING):
+        LineProgress(watched.run).end(STAGE, made, ran=0)
+        assert not caplog.messages  # said when they were read
+        LineProgress(watched.run).end(STAGE, made, ran=1)
+    *named, rest = caplog.messages
+    assert named == [f"{number}.warc.gz: cut off" for number in range(5)]
+    assert rest == "and 3 more inputs; the report names them"

@@ -7,13 +7,12 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from dataset_build import functions, language
-from dataset_build.extract import STAGE, ExtractSettings, candidates, plan
+from dataset_build.extract import ExtractSettings, candidates, plan
 from pipeline.config import ConfigError
 from pipeline.stage import Run
 
@@ -88,7 +87,7 @@ def test_captions_of_other_languages_are_dropped_and_counted(
 
 
 def test_without_a_function_all_are_kept(extract: Extract, wat: str) -> None:
-    kept, stats = extract(wat=[wat], languages=("fr",))
+    kept, stats = extract(wat=[wat])
     assert [row["text"] for row in kept] == TEXTS
     assert stats.rows_out == len(TEXTS) and stats.balanced()
     assert "language" not in stats.histograms
@@ -123,13 +122,9 @@ def test_another_function_of_the_same_name_makes_other_tasks(
     assert plan(run)[0].params["language"] != before[0].params["language"]
 
 
-def test_languages_without_a_function_make_no_other_tasks(wat: str, tmp_path: Path) -> None:
-    def known(**settings: Any) -> list[str]:
-        run = Run(tmp_path / "run", Root(extract=ExtractSettings(wat=(wat,), **settings)))
-        return [planned.fingerprint for planned in STAGE.planned(run, 0, 0)]
-
-    assert known(languages=("fr",)) == known()
-    assert known(min_words=1) != known()
+def test_languages_that_nothing_tells_apart_are_an_error() -> None:
+    with pytest.raises(ValidationError, match=r"set extract\.language as well"):
+        ExtractSettings(languages=("fr",))
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,8 @@ def test_a_compressed_file_keeps_what_is_before_its_damage(
     assert 300 < len(rows) < 700
     assert rows_of(rows) == pairs[: len(rows)]
     assert stats.counts["truncated_files"] == 1
-    assert "a.csv.gz: damaged or cut off after row" in caplog.text
+    assert "a.csv.gz: damaged or cut off: what follows on that is lost" in caplog.text
+    assert list(stats.warnings) == [f"{tmp_path}/a.csv.gz"]
 
 
 @pytest.mark.parametrize("bytes_per_task", [1, 3000, 12_000, 10**9])

@@ -220,6 +220,7 @@ def test_dump_cut_off_is_labelled(sources: Path, build: Build) -> None:
     rows, stats = build(wikipedia=[f"{sources}/cut.xml"], min_word_count=20)
     assert stats.counts["truncated_files"] == 1
     assert 20 < stats.counts["articles"] < 40
+    assert f"after {stats.counts['articles']} pages" in stats.warnings["cut.xml"]
     assert {row["text"] for row in rows} >= {"common", "word0", "word19"}
 
 

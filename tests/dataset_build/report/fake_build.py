@@ -144,7 +144,9 @@ class FakeBuild:
     def make_extract(self) -> None:
         lost = Counter(no_alt=700_001, too_short=90_002, boilerplate=9_003)
         for index in (0, 1):
-            self.publish("extract", stats=_stats(60_000, lost), index=index, planned=2)
+            stats = _stats(60_000, lost)
+            stats.warnings = {self.domain + "/cut.warc.gz": "cut off"} if index else {}
+            self.publish("extract", stats=stats, index=index, planned=2)
 
     def make_match(self) -> None:
         stats = _stats(41_007, Counter(no_query=120_000 - 41_007))

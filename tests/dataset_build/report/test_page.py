@@ -106,6 +106,12 @@ def test_what_cannot_be_shown_is_named_with_the_reason(fake_build: FakeBuild) ->
     assert "Evaluation, not evaluated yet" in missing.text()
 
 
+def test_inputs_that_are_not_as_they_should_be_are_named(hostile: FakeBuild) -> None:
+    page = report.write(hostile.run, STAGES)
+    assert _rows(page, ".warnings") == [[f"{hostile.domain}/cut.warc.gz", "cut off"]]
+    assert "extract has read 1 input that is not as it should be" in page.read_text()
+
+
 def test_every_number_of_the_funnel_is_on_the_page(hostile: FakeBuild) -> None:
     made, *_ = gather(hostile.run, STAGES)
     tree = LexborHTMLParser(report.write(hostile.run, STAGES).read_text())
