@@ -25,7 +25,7 @@ from dataset_build.queries.wikipedia import pages
 from dataset_build.queries.wikitext import plain_text, words
 from dataset_build.text import clean, normalise
 from pipeline.config import MissingInput
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 QUERIES = 500_000
 TEXTS = 1_000_000

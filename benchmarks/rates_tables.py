@@ -20,9 +20,9 @@ from dataset_build.screen import duplicates, near, perceptual
 from pipeline import manifest, recipe, runner
 from pipeline.executor import Ended
 from pipeline.local import LocalExecutor
-from pipeline.manifest import Stats
 from pipeline.rates import Observation
 from pipeline.stage import Planned, Run, Stage, Task
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 
 _SHARD = 10_000

@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from dataset_build import balance, dedup, match, records
 from pipeline import runner
 from pipeline.local import LocalExecutor
-from pipeline.manifest import Stats, publish
+from pipeline.manifest import publish
 from pipeline.recipe import Config
 from pipeline.stage import Planned, Run, Task
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 
 QUERIES = 500_000

@@ -25,7 +25,7 @@ from gensim.corpora.wikicorpus import extract_pages, filter_wiki, tokenize
 from dataset_build.queries import QueriesSettings
 from dataset_build.queries.wikipedia import count_dump, pages
 from dataset_build.queries.wikitext import BREAK, words
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 _DUMP = "wikipedia/enwiki-206-pages-articles.xml.bz2"
 _MIN_COUNT = 5

@@ -28,8 +28,8 @@ from dataset_build.hashing import U64, halves
 from dataset_build.neighbours import changes, place_in_run
 from pipeline import files
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 
 class DedupSettings(Settings):

@@ -27,8 +27,8 @@ from dataset_build.phrases import PhraseTree
 from dataset_build.text import metaclip_spaced, normalise
 from pipeline import files
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 Compat = Literal["metaclip"]

@@ -21,8 +21,9 @@ from pydantic import Field
 from dataset_build import dedup, records, removed, uid_range
 from pipeline import files, tar
 from pipeline.config import Settings, UserError
-from pipeline.manifest import Damaged, Stats, digest
+from pipeline.manifest import Damaged, digest
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 NAMES = re.compile(r"[0-9a-f]{32}\.(jpg|txt|json)")
 """Of the files in a shard."""

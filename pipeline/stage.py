@@ -22,7 +22,8 @@ from typing import Any
 
 from pipeline import files, remote
 from pipeline.config import MissingInput, Settings
-from pipeline.manifest import Manifest, Output, Stats, digest, find
+from pipeline.manifest import Manifest, Output, digest, find
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 
 

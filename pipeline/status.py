@@ -16,8 +16,9 @@ from rich.table import Table
 from pipeline.charts import short
 from pipeline.config import MissingInput, Settings
 from pipeline.log import duration
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Run
+from pipeline.stats import Stats
 
 _SILENT_S = 120  # a task of another host that said nothing for so long is not called running
 _COUNTS = ("done", "total")

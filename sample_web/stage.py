@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings, UserError
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 from pipeline.stop import shielded
 
 

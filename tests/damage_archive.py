@@ -22,7 +22,7 @@ from pathlib import Path
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from dataset_build.extract.archive import records
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from tests.dataset_build.extract.conftest import record
 
 LIES = (-50, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 50, 5000)

@@ -23,6 +23,7 @@ from dataset_build.pack import PackSettings
 from pipeline import damage, manifest, runner
 from pipeline.files import sha256
 from pipeline.stage import Attempt, Planned, Run, Stage
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 from tests.dataset_build.download.conftest import HostileWeb
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of, queries_of
@@ -73,7 +74,7 @@ class SmallBuild:
         """From pairs that are made up to shards."""
         honest = balance_of(self.pairs)
 
-        def work(attempt: Attempt) -> manifest.Stats:
+        def work(attempt: Attempt) -> Stats:
             np.save(attempt.folder / "counts.npy", np.array([len(self.pairs)], np.uint64))
             return honest.work(attempt)
 

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline import recipe
 from pipeline.config import ConfigError, load
-from pipeline.manifest import Stats
 from pipeline.stage import Run
+from pipeline.stats import Stats
 from tests import kill_nine
 from tests.dataset_build.inline import InlineExecutor
 from tests.test_end_to_end import CONFIG, TINY

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.lock import RunInUse, RunLock, refuse_others
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 from pipeline.stop import DUMP, EXIT_STOPPED, Stopped, shielded
 from train.guard import TrainingDiverged
 from train.settings import TrainSettings

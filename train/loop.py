@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from pipeline import files
-from pipeline.manifest import Stats, digest
+from pipeline.manifest import digest
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 from pipeline.stop import Stopped
 from train import distributed, initial_weights, page, replicas, towers, trackers
 from train.checkpoint import Checkpointer, Progress

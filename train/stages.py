@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipeline.config import ConfigError
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 from train.settings import EvaluateSettings, TrainSettings
 
 log = logging.getLogger(__name__)

@@ -32,8 +32,8 @@ from dataset_build.thresholds import (
     smallest,
 )
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 Mode = Literal["quota", "attributed", "metaclip"]
 

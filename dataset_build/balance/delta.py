@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 
 from dataset_build import dedup, records, uid_range
 from dataset_build.hashing import halves
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 DELTA = pa.schema([("uid", records.UID), ("came", pa.bool_())])
 """What differs from the selection before: in now, or out."""

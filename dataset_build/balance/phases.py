@@ -34,8 +34,8 @@ from dataset_build.thresholds import (
     priority,
 )
 from pipeline import files
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 _BATCH_ROWS = 65_536
 _ROW_GROUP = 16_384

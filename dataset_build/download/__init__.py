@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 
 from dataset_build import dedup, functions, lists, records, uid_range
 from pipeline.config import ConfigError, Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 NO_CONTACT = (
     "download.contact is not set: servers are told who fetches from them, so give a page or a mail"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataset_build.download import REASONS
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 NO_OUTCOME: dict[str, Any] = {
     "status": "",

@@ -20,8 +20,9 @@ from dataset_build.download.journal import Journal, Unfinished, share
 from dataset_build.download.outcome import NO_OUTCOME, count
 from dataset_build.lists import Lists
 from dataset_build.removed import Tombstones
-from pipeline.manifest import Damaged, Stats
+from pipeline.manifest import Damaged
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 
 def fetch_shard(attempt: Attempt) -> Stats:

@@ -21,8 +21,8 @@ from dataset_build.extract.columns import KNOWN, Columns, Known
 from dataset_build.extract.languages import CODE, SETTING
 from pipeline import remote
 from pipeline.config import ConfigError, Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 if TYPE_CHECKING:
     from dataset_build.extract.candidates import Candidates

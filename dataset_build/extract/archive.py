@@ -24,7 +24,7 @@ from dataset_build.extract.pieces import (
     is_one_stream,
 )
 from pipeline.config import UserError
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 _ONE_RECORD_BYTES = 1 << 20  # where Common Crawl cuts pages
 _GZIP, _VERSION = b"\x1f\x8b\x08", b"WARC/"

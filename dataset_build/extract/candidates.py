@@ -16,7 +16,7 @@ from dataset_build.extract import languages
 from dataset_build.extract.urls import canonical, extension
 from dataset_build.records import CANDIDATES
 from dataset_build.text import clean, normalise
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 if TYPE_CHECKING:
     from dataset_build.extract import ExtractSettings

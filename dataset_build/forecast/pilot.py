@@ -18,10 +18,11 @@ from dataset_build.balance import BalanceSettings
 from dataset_build.hashing import U64
 from dataset_build.thresholds import likely_bound
 from pipeline.files import open_parquet
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.rates import Figure, Observation
 from pipeline.remote import is_remote
 from pipeline.stage import Run, Task
+from pipeline.stats import Stats
 
 STAGES = ("queries", "extract", "match", "dedup", "balance", "download", "screen", "pack")
 _SAMPLE_PAIRS = 1_000_000  # looked at for the cap; the share is then known to 0.1 %

@@ -14,8 +14,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from pipeline.config import ConfigError, MissingInput, Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 _FILES_A_TASK = 24  # hourly page views: a day
 

@@ -31,7 +31,7 @@ from dataset_build.records import QUERIES
 from dataset_build.text import clean, normalise
 from pipeline import files
 from pipeline.config import ConfigError, UserError
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 # "Mercury (planet)": what tells homonyms apart is no part of the name.
 _DISAMBIGUATOR = re.compile(r"\s*\(([^()]*)\)$")

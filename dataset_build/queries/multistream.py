@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 _BEGIN = re.compile(rb"BZh[1-9]1AY&SY")  # level, and the mark of a stream's first block
 _BEGIN_BYTES = 10

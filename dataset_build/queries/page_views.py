@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pyarrow import dataset
 
 from pipeline.config import UserError
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 _SUBJECTS = (
     "user", "wikipedia", "project", "file", "image", "mediawiki", "template", "help", "category",

@@ -24,7 +24,7 @@ from dataset_build.queries.multistream import Part
 from dataset_build.queries.wikitext import words
 from dataset_build.text import clean
 from pipeline.config import UserError
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 _TITLES = pa.schema([("title", pa.string()), ("target", pa.string())])
 _TITLES_HELD = 1 << 16

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.manifest import Manifest, Output, Stats
+from pipeline.manifest import Manifest, Output
 from pipeline.stage import Run, Stage
+from pipeline.stats import Stats
 from pipeline.status import unused
 
 NOT_PART = "is not part of this run"

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from dataset_build import functions, lists
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 

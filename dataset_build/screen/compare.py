@@ -13,8 +13,8 @@ from dataset_build import records
 from dataset_build.lists import Lists
 from dataset_build.screen import ScreenSettings, evaluation, perceptual
 from dataset_build.screen.near import MIN_QUALITY, UNHASHED
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 LIST = "list:"
 """Before the reason of a list, where an evaluation set has its name."""

@@ -37,8 +37,8 @@ from dataset_build.screen.duplicates import U32, Files, place_in_group
 from dataset_build.screen.judge import Judge
 from dataset_build.screen.verdicts import Verdicts
 from dataset_build.thresholds import Thresholds, priority
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 
 def decide(attempt: Attempt) -> Stats:

@@ -27,8 +27,8 @@ from dataset_build.screen import perceptual
 from dataset_build.screen.near import MIN_QUALITY
 from pipeline import files, tar
 from pipeline.config import ConfigError, MissingInput
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run
+from pipeline.stats import Stats
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jpe")
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")

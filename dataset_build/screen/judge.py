@@ -17,7 +17,8 @@ from dataset_build.screen import ScreenSettings
 from dataset_build.screen.compare import LIST
 from dataset_build.screen.scores import column
 from dataset_build.screen.verdicts import Bool, Verdicts
-from pipeline.manifest import Damaged, Stats
+from pipeline.manifest import Damaged
+from pipeline.stats import Stats
 
 LISTS = tuple(ListsSettings.model_fields)
 

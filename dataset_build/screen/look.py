@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from dataset_build import records, removed
 from dataset_build.screen import perceptual, scores, staged
 from pipeline import files
-from pipeline.manifest import Damaged, Stats
+from pipeline.manifest import Damaged
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 _COLUMNS = ["uid", "text", "staged", "staged_offset", "staged_bytes", *staged.COLUMNS]
 _REMOVED = {"pdq": bytes(32), "pdq_weak": bytes(32), "pdq_quality": 0}

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from dataset_build.neighbours import changes
 from dataset_build.screen.perceptual import PARTS, U32, U64
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 
 KEYS_AT_ONCE = 1 << 26  # 8 bytes each, and as much again for the runs of equal ones
 KEYS_A_PART = 16

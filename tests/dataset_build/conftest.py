@@ -72,7 +72,7 @@ def publish_files() -> Callable[[Run, str, Callable[[Path], None]], Manifest]:
 
         return run_tasks(run, Stage(stage, (), lambda run: [Task(stage, 0)], work))[0]
 
-    from pipeline.manifest import Stats
+    from pipeline.stats import Stats
 
     return publish_as
 

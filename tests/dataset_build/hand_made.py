@@ -19,8 +19,9 @@ from dataset_build.match import MatchSettings
 from dataset_build.pack import PackSettings
 from dataset_build.screen import ScreenSettings
 from pipeline.config import Settings
-from pipeline.manifest import Stats, digest
+from pipeline.manifest import digest
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 
 
 class Config(Settings):

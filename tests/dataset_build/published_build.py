@@ -18,8 +18,8 @@ from dataset_build import dedup, pack, records, screen, uid_range
 from dataset_build.hashing import identify
 from dataset_build.screen import ScreenSettings
 from pipeline import runner, tar
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 from tests.dataset_build.hand_made import Config, queries_of
 from tests.dataset_build.inline import InlineExecutor
 

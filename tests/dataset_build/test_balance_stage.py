@@ -20,8 +20,9 @@ from dataset_build.hashing import U64
 from dataset_build.match import MatchSettings
 from dataset_build.thresholds import NO_LIMIT, Limit, Thresholds, likely_bound
 from pipeline.config import Settings
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Run, Stage
+from pipeline.stats import Stats
 from tests.dataset_build.inline import InlineExecutor
 
 QUERIES = 12

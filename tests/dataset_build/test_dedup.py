@@ -19,8 +19,9 @@ from dataset_build.hashing import identify
 from dataset_build.match import MatchSettings
 from dataset_build.text import TextSettings, normalise
 from pipeline.config import Settings
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Run, Stage
+from pipeline.stats import Stats
 
 QUERIES = ["red", "red dog"]
 

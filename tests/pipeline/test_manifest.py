@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import damage, files, formats, manifest
-from pipeline.manifest import Damaged, Manifest, Stats
+from pipeline.manifest import Damaged, Manifest
+from pipeline.stats import Stats
 from pipeline.tar import BrokenTar
 
 FINGERPRINT = "f" * 64

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.progress import LineProgress
 from pipeline.stage import Stage
+from pipeline.stats import Stats
 from tests.pipeline.conftest import Watched
 
 STAGE = Stage("train", (), lambda run: [], lambda attempt: Stats(), unit="samples")

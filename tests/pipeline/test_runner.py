@@ -10,9 +10,10 @@ import pytest
 from pipeline import manifest, status
 from pipeline.config import Settings
 from pipeline.executor import Outcome
-from pipeline.manifest import Stats, find
+from pipeline.manifest import find
 from pipeline.runner import Advance, TasksFailed, describe, outdated, work_on
 from pipeline.stage import Attempt, Run, Stage
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 from tests.pipeline import toy
 from tests.pipeline.toy import Recorder

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from pipeline import manifest, status
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Planned, Run, Task
+from pipeline.stats import Stats
 from pipeline.status import StageStatus
 from tests.pipeline.conftest import Watched
 

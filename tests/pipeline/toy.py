@@ -18,8 +18,9 @@ from pipeline import config, runner
 from pipeline.config import MissingInput, Settings
 from pipeline.executor import Outcome
 from pipeline.local import die_with_parent
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 
 

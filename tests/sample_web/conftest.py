@@ -14,8 +14,8 @@ import pytest
 
 from pipeline import manifest
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 from sample_web import scenes
 from sample_web.stage import STAGE, SampleWebSettings, serve

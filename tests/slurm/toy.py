@@ -21,8 +21,8 @@ from pipeline import config, last_command, log, runner
 from pipeline.config import MissingInput, Settings, UserError
 from pipeline.executor import Executor, HandedOver
 from pipeline.local import LocalExecutor, LocalSettings, die_with_parent
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt, Run, Stage, Task
+from pipeline.stats import Stats
 from pipeline.stop import EXIT_STOPPED, StopFlag, Stopped
 from slurm import batches, job
 from slurm.driver import driving

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from pipeline import manifest, runner
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Planned, Run, Stage, Task
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 
 

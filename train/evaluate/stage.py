@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from pipeline import files
-from pipeline.manifest import Stats
 from pipeline.stage import Attempt
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag
 from train.evaluate import zero_shot
 from train.model import CLIP, Tokenizer, load_model

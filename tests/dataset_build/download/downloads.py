@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from dataset_build import download
 from dataset_build.download import DownloadSettings
 from dataset_build.lists import ListsSettings
-from pipeline.manifest import Stats
 from pipeline.stage import Run
+from pipeline.stats import Stats
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
 from tests.dataset_build.inline import InlineExecutor
 

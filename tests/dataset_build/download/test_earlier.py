@@ -14,8 +14,8 @@ from dataset_build.download import shard
 from dataset_build.download.earlier import Earlier
 from dataset_build.lists import ListSettings, ListsSettings
 from pipeline import manifest
-from pipeline.manifest import Stats
 from pipeline.stage import Run
+from pipeline.stats import Stats
 from tests.dataset_build.hand_made import Pair, balance_of, dedup_of
 from tests.dataset_build.inline import InlineExecutor
 

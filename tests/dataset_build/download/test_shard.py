@@ -21,8 +21,9 @@ from dataset_build import download
 from dataset_build.download import DownloadSettings
 from dataset_build.download.journal import Journal
 from dataset_build.lists import ListSettings, ListsSettings
-from pipeline.manifest import Damaged, Manifest, Stats
+from pipeline.manifest import Damaged, Manifest
 from pipeline.stage import Attempt, Run
+from pipeline.stats import Stats
 from pipeline.stop import StopFlag, Stopped
 from tests.dataset_build.hand_made import Config, Pair, balance_of, dedup_of
 

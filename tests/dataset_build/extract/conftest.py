@@ -13,8 +13,9 @@ import pytest
 
 from dataset_build.extract import STAGE, ExtractSettings
 from pipeline.config import Settings
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Run, Stage
+from pipeline.stats import Stats
 
 Extracted = tuple[list[dict[str, Any]], Stats]
 Extract = Callable[..., Extracted]

@@ -12,7 +12,7 @@ from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
 from pipeline.config import UserError
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from tests import damage_archive
 
 from .conftest import Extract, members, metadata, page, record

@@ -22,7 +22,7 @@ from dataset_build.extract.archive import records
 from dataset_build.extract.html import decoded, image_links
 from dataset_build.extract.urls import canonical
 from dataset_build.extract.warc import _html
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 Texts = dict[str, Counter[tuple[str, str]]]
 

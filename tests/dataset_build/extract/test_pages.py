@@ -23,7 +23,7 @@ from dataset_build.extract.html import decoded, image_links
 from dataset_build.extract.pages import CostlyPage, Reader
 from dataset_build.extract.warc import _html
 from dataset_build.processes import Killed
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from pipeline.stop import Stopped
 
 from .conftest import Extract, members, page

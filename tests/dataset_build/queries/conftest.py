@@ -16,8 +16,9 @@ import pytest
 from dataset_build.queries import STAGE, QueriesSettings
 from dataset_build.text import TextSettings
 from pipeline.config import Settings
-from pipeline.manifest import Manifest, Stats
+from pipeline.manifest import Manifest
 from pipeline.stage import Run, Stage
+from pipeline.stats import Stats
 
 Built = tuple[list[dict[str, Any]], Stats]
 Build = Callable[..., Built]

@@ -12,7 +12,7 @@ import pytest
 
 from dataset_build.queries.multistream import Part, is_multistream
 from dataset_build.queries.wikipedia import pages
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 from .conftest import Build, dump
 

@@ -12,7 +12,7 @@ import pytest
 
 from dataset_build.queries import page_views
 from dataset_build.queries.page_views import count_views, decode_title
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 
 
 @pytest.mark.parametrize(

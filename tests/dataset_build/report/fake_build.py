@@ -23,8 +23,8 @@ from dataset_build import records
 from dataset_build.balance.phases import HEAD_DOMAINS
 from pipeline import files, manifest
 from pipeline.config import Settings
-from pipeline.manifest import Stats
 from pipeline.stage import Planned, Run, Stage, Task
+from pipeline.stats import Stats
 
 NAMES = (
     *("queries", "extract", "match", "dedup", "balance", "download", "screen", "pack"),

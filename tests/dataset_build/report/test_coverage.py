@@ -15,7 +15,7 @@ from dataset_build.balance.phases import HEAD_DOMAINS
 from dataset_build.report.coverage import CURVE_POINTS, TOP, curve
 from dataset_build.report.gather import gather
 from dataset_build.report.per_query import STEPS
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from tests.dataset_build.report.fake_build import STAGES, FakeBuild
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dataset_build import report
 from dataset_build.report.gather import gather, strict
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from tests.dataset_build.report.fake_build import NAMES, STAGES, FakeBuild
 
 

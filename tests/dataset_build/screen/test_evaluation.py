@@ -18,7 +18,7 @@ from dataset_build.screen import evaluation, perceptual
 from dataset_build.screen.judge import Judge
 from dataset_build.screen.verdicts import Verdicts
 from pipeline.config import ConfigError, MissingInput
-from pipeline.manifest import Stats
+from pipeline.stats import Stats
 from tests.dataset_build.screen.pool import Pair, Picture, Pool, jpeg, picture, smaller
 
 

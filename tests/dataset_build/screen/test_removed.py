@@ -16,8 +16,8 @@ from dataset_build.screen import ScreenSettings
 from dataset_build.screen.judge import Judge
 from dataset_build.screen.verdicts import Verdicts
 from pipeline import damage, manifest
-from pipeline.manifest import Stats
 from pipeline.stage import Run
+from pipeline.stats import Stats
 from tests.dataset_build import published_build
 from tests.dataset_build.published_build import Web, run_in
 from tests.dataset_build.screen.pool import jpeg

@@ -18,8 +18,9 @@ import pytest
 
 from pipeline import manifest, tar
 from pipeline.config import Settings, UserError
-from pipeline.manifest import Damaged, Stats, digest
+from pipeline.manifest import Damaged, digest
 from pipeline.stage import Run
+from pipeline.stats import Stats
 from tests.train.conftest import Pack, picture
 from train.data.datasets import listing
 from train.data.index import DatasetError, open_dataset
