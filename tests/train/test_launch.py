@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,8 @@ def test_a_signal_to_every_process_at_any_time_is_a_stop(pack: Pack, tmp_path: P
             last = wait_for(run, 1, lambda beat: beat.step > 15)
             assert len(started_by(run)) == 7  # the task, ranks, workers
         for process in (command.pid, *started_by(run)):
-            os.kill(process, signal.SIGUSR2)
+            with suppress(ProcessLookupError):  # as gcc, which tells where a library is
+                os.kill(process, signal.SIGUSR2)
         code, said = finish(command)
         assert code == 75, said
         logs = [path.read_text() for path in (run / "train/logs").glob("*.log")]

@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -112,7 +112,8 @@ def test_workers_that_always_die_end_the_run(pack: Pack) -> None:
     def kill() -> None:
         while not over.wait(0.01):
             for worker in _workers_of(os.getpid()):
-                os.kill(worker, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # of the blow before, and reaped by now
+                    os.kill(worker, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
