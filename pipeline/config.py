@@ -9,17 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import textwrap
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
+
+from pipeline import faults
 
 
 class UserError(Exception):
@@ -36,6 +34,12 @@ class ConfigError(UserError):
 
 class MissingInput(UserError):
     """A file, stage output or program that the run needs is not there."""
+
+    exit_code = 3
+
+
+class BadInput(UserError):
+    """An input of another kind, or too damaged to be used; another try would find the same."""
 
     exit_code = 3
 
@@ -70,8 +74,6 @@ def fault(message: str, *keys: str) -> PydanticCustomError:
 
 
 S = TypeVar("S", bound=Settings)
-_FEW_KEYS = 12
-"""As many are named in a line."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -107,14 +109,14 @@ def load(
         # What the file wrote below is replaced along with it.
         origin = {k: v for k, v in origin.items() if not k.startswith(f"{key}.")}
         origin[key] = override
-    faults: list[str] = []
-    values = _expand(values, "", origin, str(path), faults if unset is None else unset)
-    if faults:
-        raise ConfigError("\n".join(faults))
+    missing: list[str] = []
+    values = _expand(values, "", origin, str(path), missing if unset is None else unset)
+    if missing:
+        raise ConfigError("\n".join(missing))
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(fault, schema, origin, str(path)) for fault in error.errors()]
+        lines = faults.explained(error, schema, origin, str(path))
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -185,14 +187,14 @@ def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[tupl
             yield from _lines(value, file, f"{prefix}{position}.")
 
 
-def _expand(value: Any, key: str, origin: dict[str, str], file: str, faults: list[str]) -> Any:
-    """Put environment variables written `${NAME}` in place; an unset one stays, and is a fault."""
+def _expand(value: Any, key: str, origin: dict[str, str], file: str, unset: list[str]) -> Any:
+    """Put environment variables written `${NAME}` in place; an unset one stays, and is told."""
     if isinstance(value, dict):
         return {
-            k: _expand(v, f"{key}.{k}".strip("."), origin, file, faults) for k, v in value.items()
+            k: _expand(v, f"{key}.{k}".strip("."), origin, file, unset) for k, v in value.items()
         }
     if isinstance(value, list):
-        return [_expand(v, f"{key}.{i}", origin, file, faults) for i, v in enumerate(value)]
+        return [_expand(v, f"{key}.{i}", origin, file, unset) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -200,117 +202,8 @@ def _expand(value: Any, key: str, origin: dict[str, str], file: str, faults: lis
         name = match[1]
         if name not in os.environ:
             where = origin.get(key, file)
-            faults.append(f"{where}: {key}: the environment variable {name} is not set;"
+            unset.append(f"{where}: {key}: the environment variable {name} is not set;"
                           f" export {name}=...")  # fmt: skip
         return os.environ.get(name, match[0])
 
     return _VARIABLE.sub(replace, value)
-
-
-def _explain(error: ErrorDetails, schema: type[Settings], origin: dict[str, str], file: str) -> str:
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    message = error["msg"]
-    if error["type"] == "extra_forbidden":
-        message = f"no such key; {_hint(path, schema)}"
-    elif error["type"] == "model_type" and (section := _at(path, schema)):
-        message = f"a section, not a value; its keys are {', '.join(sorted(section.model_fields))}"
-    elif named := error.get("ctx", {}).get("keys"):
-        keys = [f"{key}.{name}".strip(".") for name in named]
-        key = next((key for key in keys if key in origin), keys[0])
-    where = origin.get(_written(key, origin), file)
-    return ": ".join(part for part in (where, key, message.removeprefix("Value error, ")) if part)
-
-
-def _at(path: Sequence[str], schema: type[Settings]) -> type[Settings] | None:
-    """The section at a path, if it is one."""
-    section: Any = schema
-    for part in path:
-        section = _section(section, part)
-    return section if isinstance(section, type) else None
-
-
-def _written(key: str, origin: dict[str, str]) -> str:
-    """The key that was written where `key` is wrong: itself, the last below it, or one above."""
-    below = [other for other in origin if other.startswith(f"{key}.")]
-    if key and key not in origin and below:  # an override makes the sections above it
-        return below[-1]
-    while key and key not in origin:
-        key = key.rpartition(".")[0]
-    return key
-
-
-def _hint(path: Sequence[str], schema: type[Settings]) -> str:
-    """Which key was meant by one that does not exist; all that there are if none is near."""
-    section: Any = schema
-    for part in path[:-1]:
-        section = _section(section, part)
-    if section is None:
-        return "there are no keys here"
-    if near := _nearest(path[-1], section, schema):
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    names = sorted(section.model_fields)
-    if len(names) <= _FEW_KEYS:
-        return f"the keys here are {', '.join(names)}"
-    listed = textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ")
-    return f"`make config` explains the keys here:\n{listed}"
-
-
-def _nearest(wrong: str, section: type[Settings], schema: type[Settings]) -> list[str]:
-    """The name in `section` that is most like `wrong`, or dotted ones elsewhere that are more."""
-    here = {
-        name: max(_likeness(wrong, name, 0.6), _begins(wrong, name), _says(wrong, field))
-        for name, field in section.model_fields.items()
-    }
-    there = {name: _likeness(wrong, name.rpartition(".")[2], 0.75) for name in _dotted(schema)}
-    best = max([*here.values(), *there.values()])
-    if best in here.values():
-        return [name for name in here if here[name] == best][:1] if best else []
-    return [name for name in there if there[name] == best]
-
-
-def _likeness(one: str, other: str, at_least: float) -> float:
-    """Up to 1; 0 if it is less than that, or if one may just be found among the other's letters."""
-    if 2 * min(len(one), len(other)) <= max(len(one), len(other)):
-        return 0.0
-    ratio = difflib.SequenceMatcher(None, one, other).ratio()
-    return ratio if ratio >= at_least else 0.0
-
-
-def _begins(wrong: str, name: str) -> float:
-    """For `batch_size` and `batch`, `warmup` and `warmup_steps`."""
-    return 0.95 * (wrong.startswith(f"{name}_") or name.startswith(f"{wrong}_"))
-
-
-def _says(wrong: str, field: FieldInfo) -> float:
-    """For `learning_rate` and `lr`, whose explanation begins so."""
-    words = re.findall(r"\w+", (field.description or "").lower())[:3]
-    beginnings = ("_".join(words[:count]) for count in range(1, len(words) + 1))
-    return max((_likeness(wrong, beginning, 0.8) for beginning in beginnings), default=0.0)
-
-
-def _dotted(schema: type[Settings], prefix: str = "") -> Iterator[str]:
-    """All keys, but for those of sections that have names of the user's choice."""
-    for name, field in schema.model_fields.items():
-        yield prefix + name
-        section = _section(schema, name)
-        if section is not None and typing.get_origin(field.annotation) is not dict:
-            yield from _dotted(section, f"{prefix}{name}.")
-
-
-def _section(schema: Any, name: str) -> type[Settings] | None:
-    """The `Settings` class behind a field, also when it is optional or a mapping's value."""
-    if schema is None:
-        return None
-    if name not in schema.model_fields:  # a key of the mapping whose values are this class
-        found: type[Settings] = schema
-        return found
-    pending = [schema.model_fields[name].annotation]
-    while pending:
-        kind = pending.pop()
-        if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
-            if issubclass(kind, Settings):
-                return kind
-        else:
-            pending.extend(typing.get_args(kind))
-    return None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field, create_model, field_validator, model_validator
@@ -26,6 +26,13 @@ class Inner(Settings):
         return self
 
 
+class Size(Settings):
+    """One kind of width."""
+
+    pixels: int = 224
+    """Of the picture."""
+
+
 class Outer(Settings):
     """A configuration."""
 
@@ -37,6 +44,10 @@ class Outer(Settings):
     """A number."""
     name: str = ""
     """A word."""
+    files: tuple[str, ...] = ()
+    """Paths."""
+    width: Annotated[int, Field(gt=0)] | Literal["auto"] | Size | None = None
+    """One of several kinds."""
     named: dict[str, Inner] = Field(default_factory=dict)
     """More caps, by name."""
 
@@ -114,6 +125,15 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
         ("named:\n  wrogn: {}\n", [], "{path}:2: named.wrogn: did you mean 'wrong'?"),
         ("{}", ["name='?'"], "name='?': name: write it out"),
         ("named: {none: {}}", [], "{path}: it has no place"),
+        ("{}", ["files=a.txt"], "files=a.txt: files: Input should be a list, as [a.txt]"),
+        ("files: [a, 3]", [], "{path}:1: files.1: Input should be a valid string"),
+        (
+            "width: 0",
+            [],
+            "{path}:1: width: Input should be greater than 0, or 'auto', or a section, not a value;"
+            " its keys are pixels",
+        ),
+        ("width:\n  pixel: 1", [], "{path}:2: width.pixel: no such key; did you mean 'pixels'?"),
         ("balance:\n  cap: 3\n", ["balance={cap: 0, threads: 1}"], "balance={{cap: 0,"),
         (
             "{}",
