@@ -48,6 +48,7 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
                 if not (reason := report["absent"].get(name, NOT_PART)).endswith(NOT_PART)
             },
             updated=_date(report["updated"]),
+            built_up_to=_built_up_to(report["stages"]),
             funnel=funnel(report["funnel"]),
             charts=_charts(report),
             thumbnails=[picture.data for picture in sampled],
@@ -56,6 +57,13 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
             steps=list(STEPS),
         )
     )
+
+
+def _built_up_to(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The last stage of a build that ends before the dataset, if all are done; else ""."""
+    names = [stage["name"] for stage in stages]
+    is_done = all(stage["state"] == "done" for stage in stages)
+    return names[-1] if names and is_done and not {"pack", "train"} & set(names) else ""
 
 
 def _has_something(report: Mapping[str, Any], section: str) -> bool:

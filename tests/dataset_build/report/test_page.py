@@ -48,6 +48,20 @@ def test_the_readme_says_how_to_read_every_section() -> None:
     assert named == list(SECTIONS.values())
 
 
+@pytest.mark.parametrize("last", ["queries", "extract"])
+def test_a_build_that_was_to_end_early_is_not_called_unfinished(
+    fake_build: FakeBuild, last: str
+) -> None:
+    stages = STAGES[: [stage.name for stage in STAGES].index(last) + 1]
+    fake_build.through(last)
+    finished = f"Built up to {last}, where until has it end."
+    for upto, said in ((stages, finished), (STAGES, "The dataset is not finished")):
+        tree = LexborHTMLParser(report.write(fake_build.run, upto).read_text())
+        node = tree.css_first(".lead")
+        assert node is not None
+        assert said in " ".join(node.text().split()), upto
+
+
 def _figures(tree: LexborHTMLParser) -> dict[str, str]:
     """What stands under each of the large numbers, and the number."""
     tiles = {}
