@@ -32,10 +32,12 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Exit codes of ConfigError, MissingInput, TrainingDiverged and RunInUse: another try cannot help.
+# Exit codes of ConfigError, MissingInput and BadInput, TrainingDiverged, RunInUse: another try
+# cannot help.
 NEVER_RETRIED = (2, 3, 5, 9)
 # Tasks run where the command runs: relative paths and users' own modules mean the same in both.
 _IMPORTED_FROM = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")
+_STAMP = re.compile(r"^error: \S+Z ")  # as pipeline.log writes it
 _HELD = re.compile(r"^(RssAnon|RssShmem):\s*(\d+) kB", re.MULTILINE)  # proc_pid_status(5)
 
 
@@ -243,9 +245,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_words(path: Path) -> str:
-    """The last line of a log: the exception, if one ended the process."""
+    """The last line of a log, without its time: the exception, if one ended the process."""
     with path.open("rb") as stream:
         stream.seek(0, os.SEEK_END)
         stream.seek(max(0, stream.tell() - 4096))
         lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
+    return _STAMP.sub("", lines[-1])[:300] if lines else ""

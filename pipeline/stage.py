@@ -148,6 +148,8 @@ class Run:
             path = Path(pattern).expanduser()
             anchor = Path(path.anchor) if path.is_absolute() else Path()
             found = [str(p) for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+        if not found and endings and path.is_dir():
+            raise MissingInput(f"{pattern}: no file in it ends in {', '.join(endings)}")
         if not found:
             raise MissingInput(f"{pattern}: no such input; check the path in the configuration")
         return sorted(found)

@@ -163,7 +163,7 @@ def _shares(
 
 def work(attempt: Attempt) -> Stats:
     """Extract a task's files into `candidates-SNAPSHOT-NUMBER.parquet`."""
-    from dataset_build.extract import archive, candidates, inputs, pool
+    from dataset_build.extract import candidates, inputs
 
     params, reads = attempt.task.params, attempt.task.reads
     snapshot = str(params["snapshot"])
@@ -187,19 +187,24 @@ def work(attempt: Attempt) -> Stats:
             before = Counter(out.stats.counts)
             with inputs.named(reference, path):
                 _extract(attempt, path, out, partial(_tell, attempt, done, size, total))
-            counts = out.stats.counts - before
-            if params["kind"] == "pool":
-                wrong = pool.losses(counts)
-            else:
-                wrong = archive.losses(reference, size, counts, attempt.settings.max_lost)
-                if not (wrong or counts["pages"]):
-                    wrong = (
-                        f"no page with pictures in it; is this a file for extract.{params['kind']}?"
-                    )
-            if wrong:
-                out.stats.warn(reference, wrong)
+                counts = out.stats.counts - before
+                if wrong := _wrong(attempt, reference, size, counts):
+                    out.stats.warn(reference, wrong)
             done += size
     return out.stats
+
+
+def _wrong(attempt: Attempt, reference: str, size: int, counts: Counter[str]) -> str:
+    """What is wrong with a file of `size` bytes, by what was counted while it was read."""
+    from dataset_build.extract import archive, pool
+
+    kind = attempt.task.params["kind"]
+    if kind == "pool":
+        return pool.losses(counts)
+    lost = archive.losses(reference, size, counts, attempt.settings.max_lost)
+    if lost or counts["pages"]:
+        return lost
+    return f"no page with pictures in it; is this a file for extract.{kind}?"
 
 
 def _tell(attempt: Attempt, done: int, size: int, total: int, share: float) -> None:

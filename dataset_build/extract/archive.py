@@ -23,7 +23,7 @@ from dataset_build.extract.pieces import (
     PlainRecords,
     is_one_stream,
 )
-from pipeline.config import UserError
+from pipeline.config import BadInput
 from pipeline.stats import Stats
 
 _ONE_RECORD_BYTES = 1 << 20  # where Common Crawl cuts pages
@@ -37,7 +37,7 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
 
     Counts in `stats.counts`: `archive_records`, `oversized_records`, `truncated_files`,
     `broken_members` (damaged records, as far as it shows where they begin), and `lost_bytes` of the
-    file, from the end of what is whole to where reading resumed. Raises `UserError` for what is no
+    file, from the end of what is whole to where reading resumed. Raises `BadInput` for what is no
     archive at all.
     """
     counts = stats.counts
@@ -65,7 +65,7 @@ def records(path: Path, kind: Any, stats: Stats) -> Iterator[Found]:
 def losses(name: str, size: int, counts: Counter[str], max_lost: float) -> str:
     """What an archive of `size` bytes has lost, by the counts of `records`; "" for nothing.
 
-    Raises `UserError` if that is a larger share than `max_lost` and more than one damaged record
+    Raises `BadInput` if that is a larger share than `max_lost` and more than one damaged record
     or a cut, which any file bears; if `max_lost` is 0, if it is damaged at all.
     """
     damaged, cut, lost = (counts[n] for n in ("broken_members", "truncated_files", "lost_bytes"))
@@ -76,7 +76,7 @@ def losses(name: str, size: int, counts: Counter[str], max_lost: float) -> str:
     told = f"{', '.join(what)}; {lost:,} of {size:,} bytes are lost" if size else "empty"
     is_one = damaged + cut == 1 and lost <= _ONE_RECORD_BYTES
     if not max_lost or (lost > max_lost * size and not is_one):
-        raise UserError(
+        raise BadInput(
             f"{name}: {told}, {lost / max(1, size):.1%}: extract.max_lost is {max_lost:.1%}; fetch"
             " the file again, or raise extract.max_lost"
         )
@@ -135,7 +135,7 @@ def _next_whole(
         # Another follows: its length is wrong, or its end is missing, but not the file's.
         broken, cut = broken + cut, 0
     if position - start == size and broken:
-        raise UserError(
+        raise BadInput(
             f"{path}: not a WARC or WAT archive, or damaged from end to end; check the "
             "patterns of the extract section, and download the file again"
         )

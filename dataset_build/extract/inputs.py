@@ -15,7 +15,7 @@ import xxhash
 
 from dataset_build.extract import ExtractSettings
 from pipeline import files, remote
-from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.config import BadInput, ConfigError, MissingInput, UserError
 from pipeline.pace import Pace
 from pipeline.stage import Attempt, Run
 
@@ -120,11 +120,13 @@ def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
 
 @contextmanager
 def named(reference: str, path: Path) -> Iterator[None]:
-    """Errors of who reads a fetched file name its address instead."""
+    """Errors of who reads a fetched file name its address instead, and another try may help."""
     try:
         yield
     except UserError as error:
-        raise type(error)(str(error).replace(str(path), reference)) from None
+        fetched = remote.is_remote(reference) and isinstance(error, BadInput)
+        kind = UserError if fetched else type(error)
+        raise kind(str(error).replace(str(path), reference)) from None
 
 
 @dataclass

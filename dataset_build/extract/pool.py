@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pyarrow as pa
 from dataset_build.extract.candidates import Candidates
 from dataset_build.extract.columns import Columns
 from pipeline import files
-from pipeline.config import UserError
+from pipeline.config import BadInput, ConfigError
 
 # As LAION, CommonPool, COYO, CC3M/CC12M and RedCaps call them; compared in lower case.
 _USUAL = {
@@ -44,8 +45,8 @@ def extract(
     """Put every row of a table to `candidates`, or those of a range of a parquet file's row groups.
 
     `source` is what its texts come from, `progress` is told which share is read. An unreadable row
-    group or line costs itself only, a cut end of a compressed file itself. Raises `UserError` if
-    the file is no table or has no such columns.
+    group or line costs itself only, a cut end of a compressed file itself. Raises `BadInput` if
+    the file is no table, `ConfigError` if it has no such columns.
     """
     if path.suffix.lower() == ".parquet":
         _parquet(path, candidates, progress, source, columns, row_groups)
@@ -56,15 +57,18 @@ def extract(
 def losses(counts: Counter[str]) -> str:
     """What a table has lost, by what `extract` counted; "" for nothing."""
     cut, broken = counts["truncated_files"], counts["broken_row_groups"]
+    foreign = counts["texts_not_utf8"]
     what = ["damaged or cut off: what follows on that is lost"] * cut
     what += [f"{broken} row group{'s' * (broken > 1)} cannot be read"] * (broken > 0)
+    texts = f"{foreign:,} text{'s' * (foreign > 1)}"
+    what += [f"{texts} not written in UTF-8: letters are lost"] * (foreign > 0)
     return "; ".join(what)
 
 
 def parts(path: Path, most: int) -> list[tuple[int, int, int]]:
     """Ranges of row groups of about `most` bytes each: first, the one after the last, and bytes.
 
-    Raises `UserError` for what is no parquet file.
+    Raises `BadInput` for what is no parquet file.
     """
     with _opened(path) as parquet:
         about = parquet.metadata
@@ -138,7 +142,7 @@ def _delimited(
                     _row(candidates, address, caption, rest[0] if rest else "", source)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             if not number:
-                raise UserError(f"{path}: cannot be read ({error}); fetch it again") from None
+                raise BadInput(f"{path}: cannot be read ({error}); fetch it again") from None
             stats.counts["truncated_files"] += 1
 
 
@@ -191,7 +195,7 @@ def _opened(path: Path) -> Any:
     try:
         return files.open_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}); fetch it again") from None
+        raise BadInput(f"{path}: not a readable parquet file ({error}); fetch it again") from None
 
 
 def _values(column: pa.Array[Any]) -> list[Any]:
@@ -208,6 +212,8 @@ def _row(candidates: Candidates, url: object, text: object, page_url: object, so
         url = url.decode("utf-8", "replace")
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    if isinstance(text, str) and "\ufffd" in text:
+        candidates.stats.counts["texts_not_utf8"] += 1
     page = page_url if isinstance(page_url, str) else ""
     texts = [(source, text)] if isinstance(text, str) else []
     candidates.link(url if isinstance(url, str) else "", texts, page, "")
@@ -227,8 +233,10 @@ def _found(path: Path, names: Sequence[str], columns: Columns) -> list[str]:
         elif given or what != "page_url":
             wanted = repr(given) if given else f"column called {', '.join(usual)}"
             there = ", ".join(n[:80] if n.isprintable() else repr(n[:80]) for n in names[:50])
-            raise UserError(
-                f"{path}: no {wanted}; it has {there}: set extract.columns.{what} to one of them,"
-                " or columns.names if they are no names"
+            hint = (
+                f"set extract.columns.{what} to one of them, or columns.names if they are no names"
             )
+            if len(names) == 1 and (sign := re.search(r"[;|\t,]", names[0])):
+                hint = f"is {sign[0]!r} between its columns? A .csv has commas there, a .tsv tabs"
+            raise ConfigError(f"{path}: no {wanted}; it has {there}: {hint}")
     return found

@@ -30,7 +30,7 @@ from dataset_build.queries.counts import U64, packed, summed, unpacked
 from dataset_build.records import QUERIES
 from dataset_build.text import clean, normalise
 from pipeline import files
-from pipeline.config import ConfigError, UserError
+from pipeline.config import BadInput, ConfigError
 from pipeline.stats import Stats
 
 # "Mercury (planet)": what tells homonyms apart is no part of the name.
@@ -97,7 +97,9 @@ def assemble(
     stats.rows_out = len(admitted.rows)
     stats.rows_in = stats.rows_out + sum(stats.dropped.values())
     if not admitted.rows:
-        raise UserError(
+        if not stats.dropped:
+            raise BadInput("queries: none of the sources holds anything; add one that does")
+        raise ConfigError(
             f"no query passed the thresholds ({dict(stats.dropped)}); lower "
             "queries.min_word_count or queries.min_views, or add sources"
         )
@@ -296,9 +298,9 @@ def _own_lines(path: Path) -> Iterator[str]:
         with opened(path, "rt", encoding="utf-8-sig") as lines:
             yield from (line for line in lines if not line.isspace())
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); give one query a line") from None
+        raise BadInput(f"{path}: not UTF-8 text ({error}); give one query a line") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged or cut off ({error}); take a whole copy") from None
+        raise BadInput(f"{path}: damaged or cut off ({error}); take a whole copy") from None
 
 
 def _write(rows: Mapping[str, Mapping[str, Any]], target: Path) -> None:

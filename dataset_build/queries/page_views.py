@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import dataset
 
-from pipeline.config import UserError
+from pipeline.config import BadInput
 from pipeline.stats import Stats
 
 _SUBJECTS = (
@@ -75,7 +75,7 @@ def count_views(
                 # Strings of their own: a Series would keep the whole block in memory.
                 marks += views["title"].gather_every(_STEP).to_list()
             if stats.counts["view_lines"] == seen:
-                raise UserError(
+                raise BadInput(
                     f"{path}: no page views of {wiki!r} in it; expected Wikimedia's hourly format, "
                     f"`{wiki} Title views bytes` a line; check queries.page_views and queries.wiki"
                 )

@@ -23,7 +23,7 @@ from dataset_build.queries.counts import WordCounts
 from dataset_build.queries.multistream import Part
 from dataset_build.queries.wikitext import words
 from dataset_build.text import clean
-from pipeline.config import UserError
+from pipeline.config import BadInput
 from pipeline.stats import Stats
 
 _TITLES = pa.schema([("title", pa.string()), ("target", pa.string())])
@@ -118,7 +118,7 @@ def pages(
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the dump's
         if not counts["articles"] and not counts["redirects"]:
-            raise UserError(
+            raise BadInput(
                 f"{name}: not a Wikipedia dump ({error}); expected a pages-articles XML file, "
                 "plain, .bz2 or .gz"
             ) from None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from dataset_build.records import WORDNET
-from pipeline.config import UserError
+from pipeline.config import BadInput
 
 # synset_offset lex_filenum ss_type w_cnt, and of each word its lex_id.
 _BEGIN = re.compile(r"(\d{8}) \d\d ([nvasr]) ([0-9a-f]{2})(?= )")
@@ -38,7 +38,7 @@ class Synset(NamedTuple):
 def synsets(path: Path) -> Iterator[Synset]:
     """The synsets of one data file, in its order.
 
-    Raises `UserError` naming the line of anything else than a synset.
+    Raises `BadInput` naming the line of anything else than a synset.
     """
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -47,7 +47,7 @@ def synsets(path: Path) -> Iterator[Synset]:
             try:
                 yield _synset(line)
             except ValueError:
-                raise UserError(
+                raise BadInput(
                     f"{path}:{number}: not a WordNet synset; queries.wordnet takes the database's"
                     " data files (data.noun, data.verb, data.adj, data.adv), or their folder"
                 ) from None

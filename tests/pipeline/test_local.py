@@ -75,13 +75,13 @@ def test_a_task_that_always_fails_names_its_reason_and_log(advance: Call) -> Non
     with pytest.raises(TasksFailed) as caught:
         advance({"fault": "raise", "count": 1, "times": 9}, attempts=2)
     message = str(caught.value)
-    assert "ValueError: the fault that was asked for" in message
+    assert "task 0: ValueError: the fault that was asked for" in message
     log = Path(message.rpartition("log: ")[2])
     assert log.read_text().count("Traceback") == 2
 
 
 def test_what_another_try_cannot_help_is_not_tried_again(advance: Call, tmp_path: Path) -> None:
-    with pytest.raises(TasksFailed, match="somewhere: not there"):
+    with pytest.raises(TasksFailed, match="task 0: somewhere: not there; log: "):
         advance({"fault": "missing", "count": 1, "times": 9})
     assert (tmp_path / "run" / "tally-0").read_text() == "x"
 

@@ -11,7 +11,8 @@ import pytest
 from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
-from pipeline.config import UserError
+from pipeline.config import BadInput, UserError
+from pipeline.local import NEVER_RETRIED
 from pipeline.stats import Stats
 from tests import damage_archive
 
@@ -287,8 +288,9 @@ def test_every_cut_is_labelled(tmp_path: Path, compressed: bool) -> None:
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.wat.gz"
     path.write_bytes(gzip.compress(b"hello, no archive this" * 100))
-    with pytest.raises(UserError, match=r"x\.wat\.gz: not a WARC or WAT archive"):
+    with pytest.raises(BadInput, match=r"x\.wat\.gz: not a WARC or WAT archive") as error:
         read(path)
+    assert error.value.exit_code in NEVER_RETRIED
 
 
 def test_an_empty_file_is_truncated(tmp_path: Path) -> None:

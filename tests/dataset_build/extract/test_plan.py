@@ -96,6 +96,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         planned()
     with pytest.raises(MissingInput, match=rf"extract\.warc: {tmp_path}/\*\.warc: no such input"):
         planned(warc=[f"{tmp_path}/*.warc"])
+    with pytest.raises(
+        MissingInput, match=rf"extract\.wat: {tmp_path}: no file in it ends in \.warc"
+    ):
+        planned(wat=[str(tmp_path)])
     (tmp_path / "wat.paths").write_text("crawl-data/a.wat.gz\n")
     with pytest.raises(MissingInput, match=r"crawl-data/a\.wat\.gz: listed in .*wat\.paths, but"):
         planned(wat=[f"{tmp_path}/wat.paths"])

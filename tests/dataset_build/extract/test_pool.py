@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dataset_build.extract import ExtractSettings, plan, pool
 from dataset_build.extract.candidates import Candidates
 from dataset_build.extract.columns import Columns
-from pipeline.config import UserError
+from pipeline.config import BadInput, ConfigError, UserError
 from pipeline.stage import Run
 
 from .conftest import Extract, Root
@@ -50,7 +50,7 @@ def test_columns_are_given(tmp_path: Path, extract: Extract) -> None:
         pool=[f"{tmp_path}/part.parquet"], columns={"url": "u", "text": "t"}, snapshot=""
     )
     assert (rows[0]["url"], rows[0]["source"]) == ("http://a.example/u.jpg", "pool")
-    with pytest.raises(UserError, match=r"no 'tt'; it has url, u, t: set extract\.columns\.text"):
+    with pytest.raises(ConfigError, match=r"no 'tt'; it has url, u, t: set extract\.columns\.text"):
         extract(pool=[f"{tmp_path}/part.parquet"], columns={"text": "tt"})
 
 
@@ -82,7 +82,7 @@ def test_bytes_that_are_no_utf8_cost_themselves_only(tmp_path: Path, extract: Ex
 
 def test_no_parquet_is_named(tmp_path: Path, extract: Extract) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match=r"x\.parquet: not a readable parquet file"):
+    with pytest.raises(BadInput, match=r"x\.parquet: not a readable parquet file"):
         extract(pool=[f"{tmp_path}/x.parquet"])
 
 
@@ -142,11 +142,14 @@ def test_files_without_names(tmp_path: Path, extract: Extract, columns: Any, lin
 
 def test_a_first_line_of_no_names_is_said(tmp_path: Path, extract: Extract) -> None:
     write(tmp_path / "a.tsv", b"http://a.example/1.jpg\ta dog and a cat\n")
-    with pytest.raises(UserError, match=r"a\.tsv: no column called url.*columns\.names"):
+    with pytest.raises(ConfigError, match=r"a\.tsv: no column called url.*columns\.names"):
         extract(pool=[f"{tmp_path}/a.tsv"])
     write(tmp_path / "b.csv", b"")
-    with pytest.raises(UserError, match=r"b\.csv: no column called url"):
+    with pytest.raises(ConfigError, match=r"b\.csv: no column called url"):
         extract(pool=[f"{tmp_path}/b.csv"])
+    write(tmp_path / "c.csv", b"url;text\n")
+    with pytest.raises(ConfigError, match=r"c\.csv: .* it has url;text: is ';' between"):
+        extract(pool=[f"{tmp_path}/c.csv"])
 
 
 def test_a_bad_line_costs_itself_only(tmp_path: Path, extract: Extract) -> None:
@@ -172,6 +175,7 @@ def test_a_bad_line_costs_itself_only(tmp_path: Path, extract: Extract) -> None:
     assert [row["text"] for row in rows] == [f"a dog and cat {number}" for number in numbers]
     assert stats.dropped == {"bad_row": 6}
     assert stats.rows_in == len(rows) + 6
+    assert list(stats.warnings.values()) == ["1 text not written in UTF-8: letters are lost"]
 
 
 @given(
@@ -276,5 +280,5 @@ def test_a_large_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": url, "text": text}), path)
     path.write_bytes(path.read_bytes()[:-50])
     settings = ExtractSettings(pool=(str(path),), bytes_per_task=100)
-    with pytest.raises(UserError, match=r"b\.parquet: not a readable parquet file"):
+    with pytest.raises(BadInput, match=r"b\.parquet: not a readable parquet file"):
         plan(Run(tmp_path / "run", Root(extract=settings)))

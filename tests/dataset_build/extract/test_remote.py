@@ -16,6 +16,7 @@ import pytest
 from dataset_build.extract import STAGE, ExtractSettings, inputs, plan
 from pipeline import http, remote
 from pipeline.config import MissingInput, UserError
+from pipeline.local import NEVER_RETRIED
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run, Stage, Task
 from pipeline.stop import StopFlag, Stopped
@@ -231,8 +232,9 @@ def test_what_is_no_archive_is_named_by_its_address(
     server: ArchiveServer, extract: Extract
 ) -> None:
     server.files[f"/{NAME}"] = b"<html>welcome</html>" * 1000
-    with pytest.raises(UserError, match=rf"^{server.url}/{NAME}: not a WARC or WAT archive"):
+    with pytest.raises(UserError, match=rf"^{server.url}/{NAME}: not a WARC or WAT archive") as it:
         extract(wat=[f"{server.url}/{NAME}"])
+    assert it.value.exit_code not in NEVER_RETRIED  # another time the server may have it
 
 
 @pytest.mark.parametrize("at", ["write", "truncate"])

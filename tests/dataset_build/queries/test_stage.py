@@ -14,7 +14,7 @@ import pytest
 from dataset_build.queries import STAGE, QueriesSettings, counts, plan
 from dataset_build.records import QUERIES, WORDNET
 from dataset_build.text import normalise
-from pipeline.config import ConfigError, MissingInput, UserError
+from pipeline.config import BadInput, ConfigError, MissingInput
 from pipeline.stage import Run
 
 from .conftest import Build, Root, dump
@@ -202,16 +202,19 @@ def test_what_is_missing_is_named(sources: Path, build: Build) -> None:
         plan(Run(sources / "run", Root()))
     with pytest.raises(MissingInput, match=r"queries\.wordnet: .*nothing\.\*: no such input"):
         build(wordnet=[f"{sources}/nothing.*"])
-    with pytest.raises(UserError, match=r"own\.txt: not a Wikipedia dump"):
+    with pytest.raises(BadInput, match=r"own\.txt: not a Wikipedia dump"):
         build(wikipedia=[f"{sources}/own.txt"])
-    with pytest.raises(UserError, match=r"own\.txt:1: not a WordNet synset"):
+    with pytest.raises(BadInput, match=r"own\.txt:1: not a WordNet synset"):
         build(wordnet=[f"{sources}/own.txt"])
-    with pytest.raises(UserError, match=r"no page views of 'fr' in it"):
+    with pytest.raises(BadInput, match=r"no page views of 'fr' in it"):
         build(page_views=[f"{sources}/pageviews*"], wiki="fr")
-    with pytest.raises(UserError, match=r"dump\.xml\.bz2: not UTF-8"):
+    with pytest.raises(BadInput, match=r"dump\.xml\.bz2: not UTF-8"):
         build(file=[f"{sources}/dump.xml.bz2"])
-    with pytest.raises(UserError, match="no query passed the thresholds"):
+    with pytest.raises(ConfigError, match="no query passed the thresholds"):
         build(wikipedia=[f"{sources}/dump.xml.bz2"])
+    (sources / "empty.txt").write_text("\n \n")
+    with pytest.raises(BadInput, match="none of the sources holds anything"):
+        build(file=[f"{sources}/empty.txt"])
 
 
 def test_dump_cut_off_is_labelled(sources: Path, build: Build) -> None:
