@@ -69,7 +69,8 @@ class ExtractSettings(Settings):
     bears thousands: raise it."""
     files_per_task: int = Field(default=1, ge=1)
     """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
-    crawl has, are fewer tasks, each of some ten minutes, with 64."""
+    crawl has, are fewer tasks, each of some ten minutes, with 64. One that is of no use fails its
+    task: what `max_failed_tasks` then leaves out is the others as well."""
     bytes_per_task: int = Field(default=256 << 20, gt=0)
     """Larger parquet files on this machine's disks are read by several tasks, some row groups
     each."""
