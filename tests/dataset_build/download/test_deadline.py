@@ -160,7 +160,7 @@ def test_a_connection_that_does_not_come_about_ends_before_its_address_does() ->
     ):
         reason, seconds = timed(made.fetch, "http://a.example/ok.jpg")
     assert reason == "timeout"
-    assert seconds < 1.5
+    assert seconds < 5
 
 
 def test_hostile_addresses_together_take_no_longer_than_they_may(web: Any) -> None:

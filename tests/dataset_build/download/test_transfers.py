@@ -51,7 +51,7 @@ def test_a_stop_ends_transfers_that_wait_for_a_silent_server(web: Any) -> None:
         began = time.monotonic()
         stop.set()
         answers = [future.result() for future in asked]
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
     made.close()
     assert {answer.reason for answer in answers} == {"stopped"}
 

