@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -20,7 +19,7 @@ from dataset_build import functions
 from dataset_build.extract.columns import KNOWN, Columns, Known
 from dataset_build.extract.languages import CODE, SETTING
 from pipeline import remote
-from pipeline.config import ConfigError, Settings
+from pipeline.config import BadInput, ConfigError, MissingInput, Settings, UserError
 from pipeline.stage import Attempt, Run, Stage, Task
 from pipeline.stats import Stats
 
@@ -46,7 +45,9 @@ class ExtractSettings(Settings):
     is taken that nobody puts another file there.
     """
 
-    operational: ClassVar[frozenset[str]] = frozenset({"max_lost", "max_requests_per_s"})
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"max_failed_files", "max_lost", "max_requests_per_s"}
+    )
 
     wat: tuple[str, ...] = ()
     """Common Crawl metadata files (`*.warc.wat.gz`) or lists of them."""
@@ -69,8 +70,11 @@ class ExtractSettings(Settings):
     bears thousands: raise it."""
     files_per_task: int = Field(default=1, ge=1)
     """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
-    crawl has, are fewer tasks, each of some ten minutes, with 64. One that is of no use fails its
-    task: what `max_failed_tasks` then leaves out is the others as well."""
+    crawl has, are fewer tasks, each of some ten minutes, with 64."""
+    max_failed_files: float = Field(default=0, ge=0, lt=1)
+    """Share of a task's files that may be of no use, 0 to 1: not there, of another kind, or damaged
+    more than `max_lost` bears, when what can be read of them is kept. The log and the report name
+    them. One more, and the task fails. What a server may still give is not left out."""
     bytes_per_task: int = Field(default=256 << 20, gt=0)
     """Larger parquet files on this machine's disks are read by several tasks, some row groups
     each."""
@@ -172,27 +176,52 @@ def work(attempt: Attempt) -> Stats:
     function, detect = attempt.settings.language, None
     if function:
         detect = functions.load(SETTING, function, params["language"])
-    done = 0
+    done, failed = 0, 0
     with (
         closing(inputs.fetched(attempt)) as fetched,
         candidates.Candidates(target, attempt.settings, snapshot, detect=detect) as out,
     ):
-        for number, (reference, path) in enumerate(fetched):
+        for number, (reference, get) in enumerate(fetched):
             out.file = remote.name_of(reference)
-            size = params.get("bytes") or path.stat().st_size
-            if remote.is_remote(reference):
-                out.stats.counts["bytes_fetched"] += size
-            # Of those that are yet to be fetched nobody knows the sizes: they count as this one.
-            later = [inputs.size(attempt.run, further) for further in reads[number + 1 :]]
-            total = done + size + sum(size if known is None else known for known in later)
-            before = Counter(out.stats.counts)
-            with inputs.named(reference, path):
-                _extract(attempt, path, out, partial(_tell, attempt, done, size, total))
-                counts = out.stats.counts - before
-                if wrong := _wrong(attempt, reference, size, counts):
-                    out.stats.warn(reference, wrong)
-            done += size
+            try:
+                done += _read(attempt, number, get, out, done)
+            except (BadInput, MissingInput) as error:
+                failed += 1
+                if failed > attempt.settings.max_failed_files * len(reads):
+                    if remote.is_remote(reference) and isinstance(error, BadInput):
+                        raise UserError(error) from None  # another time the server may give it
+                    raise
+                out.stats.counts["failed_files"] += 1
+                why = str(error).removeprefix(f"{reference}: ")
+                out.stats.warn(reference, f"left out, by extract.max_failed_files: {why}")
     return out.stats
+
+
+def _read(
+    attempt: Attempt, number: int, get: Callable[[], Path], out: Candidates, done: int
+) -> int:
+    """Put a task's file to `out`, after `done` bytes of others; its size in bytes."""
+    from dataset_build.extract import inputs
+
+    path, reads = get(), attempt.task.reads
+    reference = reads[number]
+    size: int = attempt.task.params.get("bytes") or path.stat().st_size
+    if remote.is_remote(reference):
+        out.stats.counts["bytes_fetched"] += size
+    # Of those that are yet to be fetched nobody knows the sizes: they count as this one.
+    later = [inputs.size(attempt.run, further) for further in reads[number + 1 :]]
+    total = done + size + sum(size if known is None else known for known in later)
+
+    def tell(share: float) -> None:
+        attempt.stop.check()
+        attempt.progress(done + int(share * size), total, "bytes")
+
+    before = Counter(out.stats.counts)
+    with inputs.named(reference, path):
+        _extract(attempt, path, out, tell)
+        if wrong := _wrong(attempt, reference, size, out.stats.counts - before):
+            out.stats.warn(reference, wrong)
+    return size
 
 
 def _wrong(attempt: Attempt, reference: str, size: int, counts: Counter[str]) -> str:
@@ -206,12 +235,6 @@ def _wrong(attempt: Attempt, reference: str, size: int, counts: Counter[str]) ->
     if lost or counts["pages"]:
         return lost
     return f"no page with pictures in it; is this a file for extract.{kind}?"
-
-
-def _tell(attempt: Attempt, done: int, size: int, total: int, share: float) -> None:
-    """Of a file of `size` bytes a share is read, after `done` bytes of others."""
-    attempt.stop.check()
-    attempt.progress(done + int(share * size), total, "bytes")
 
 
 def _extract(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Event
 
@@ -15,7 +16,7 @@ import xxhash
 
 from dataset_build.extract import ExtractSettings
 from pipeline import files, remote
-from pipeline.config import BadInput, ConfigError, MissingInput, UserError
+from pipeline.config import ConfigError, MissingInput, UserError
 from pipeline.pace import Pace
 from pipeline.stage import Attempt, Run
 
@@ -74,11 +75,12 @@ def size(run: Run, reference: str) -> int | None:
     return None if remote.is_remote(reference) else run.path(reference).stat().st_size
 
 
-def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
-    """Reference and file of each of a task's inputs, in order; close it when done.
+def fetched(attempt: Attempt) -> Generator[tuple[str, Callable[[], Path]], None, None]:
+    """Reference of each of a task's inputs, in order, and what gets its file; close it when done.
 
-    One that is elsewhere is there until the next is asked for; meanwhile the next is fetched, so
-    two at most lie in the attempt's own folder. A task that reads one has one.
+    Getting one raises as `remote.fetch` does, and goes on to fetch the next: one that is elsewhere
+    is there until the next is asked for, so two at most lie in the attempt's own folder. A task
+    that reads one has one.
     """
     settings: ExtractSettings = attempt.settings
     folder = (attempt.partial or attempt.folder.parent) / f"{attempt.folder.name}.fetched"
@@ -99,18 +101,22 @@ def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
     def stopping() -> bool:
         return closed.is_set() or bool(attempt.stop)
 
+    def get(number: int) -> Path:
+        fetch = fetches.get(number)
+        try:
+            if fetch:
+                fetch.await_it(attempt)
+        finally:
+            begin(number + 1)
+        return fetch.path if fetch else attempt.run.path(reads[number])
+
     pool = ThreadPoolExecutor(1, "fetch")
     try:
         begin(0)
         for number, reference in enumerate(reads):
+            yield reference, partial(get, number)
             if fetch := fetches.pop(number, None):
-                fetch.await_it(attempt)
-                begin(number + 1)
-                yield reference, fetch.path
-                fetch.path.unlink()
-            else:
-                begin(number + 1)
-                yield reference, attempt.run.path(reference)
+                fetch.path.unlink(missing_ok=True)
     finally:
         closed.set()
         pool.shutdown()
@@ -120,13 +126,11 @@ def fetched(attempt: Attempt) -> Generator[tuple[str, Path], None, None]:
 
 @contextmanager
 def named(reference: str, path: Path) -> Iterator[None]:
-    """Errors of who reads a fetched file name its address instead, and another try may help."""
+    """Errors of who reads a fetched file name its address instead."""
     try:
         yield
     except UserError as error:
-        fetched = remote.is_remote(reference) and isinstance(error, BadInput)
-        kind = UserError if fetched else type(error)
-        raise kind(str(error).replace(str(path), reference)) from None
+        raise type(error)(str(error).replace(str(path), reference)) from None
 
 
 @dataclass

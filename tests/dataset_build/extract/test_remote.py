@@ -258,10 +258,12 @@ def test_a_stop_ends_a_fetch(server: ArchiveServer, tmp_path: Path) -> None:
     task = Task("extract", 0, (f"{server.url}/{NAME}",))
     attempt = Attempt(Run(tmp_path / "run", root), task, tmp_path / "store", stop)
     fetched = inputs.fetched(attempt)
+    _, get = next(fetched)
     stop.signal = 15
     began = time.monotonic()
     with pytest.raises(Stopped):
-        next(fetched)
+        get()
+    fetched.close()
     assert time.monotonic() - began < 5
     assert not list(tmp_path.glob("*fetched"))
 
@@ -278,7 +280,8 @@ def test_many_files_of_one_task(server: ArchiveServer, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", root)
     attempt = Attempt(run, Task("extract", 0, reads), tmp_path / "store", StopFlag())
     contents, most = [], 0
-    for reference, path in inputs.fetched(attempt):
+    for reference, get in inputs.fetched(attempt):
+        path = get()
         time.sleep(0.1)
         most = max(most, len(list((tmp_path / "store.fetched").glob("*"))))
         contents.append((reference, path.read_text()))
