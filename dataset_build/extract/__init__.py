@@ -275,5 +275,5 @@ STAGE = Stage(
     work=work,
     unit="candidates",
     can_lose_tasks=True,
-    version=3,
+    version=4,
 )

@@ -33,7 +33,14 @@ _CAMERA_NAME = re.compile(
 )
 # "holiday_in_rome_3" is a name of a file, "罗马假日_旅游" two headings: these write without spaces.
 _UNSPACED = re.compile(r"[\u0E00-\u109F\u1780-\u17FF\u2E80-\u9FFF]")
-_URL = re.compile(r"\W*(?:[a-z][a-z+]*://|www\.)\S*\W*", re.IGNORECASE)
+# "https://…", "www.…", "example.com", "info@example.co.uk"; "Dr.Martens" and "Node.js" are words.
+_URL = re.compile(
+    r"\W*(?:(?:[a-z][a-z+]*://|www\.)\S*|"
+    r"(?:[\w.+-]{1,64}@)?(?:[\w-]{1,63}\.){1,9}"
+    r"(?:com|net|org|info|biz|edu|gov|eu|io|tv|me|co|us|uk|de|fr|it|es|nl|ru|pl|br|jp|cn|in|au|ca|"
+    r"ch|at|be|se|no|dk|fi|cz)(?:[:/?#]\S*)?)\W*",
+    re.IGNORECASE,
+)
 _MARKUP_SIGN = re.compile(r"[<{\[$]")
 _MARKUP = re.compile(
     r"</?[a-z][^<>]*>|\{\{|\{%|<\?|\$\{|\[caption |"
