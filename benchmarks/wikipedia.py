@@ -129,6 +129,12 @@ def _without_tags(*names: str) -> Callable[[str], str]:
     return without
 
 
+def _without_tables(text: str) -> str:
+    """Also those in which an unclosed `'''` hides the end from the parser."""
+    text = _without_tags("table")(text)
+    return re.sub(r"^[ :]*\{\|.*?^\s*\|\}", " ", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def _without_templates(text: str) -> str:
     return _cut(text, [str(x) for x in mwparserfromhell.parse(text).filter_templates()])
 
@@ -154,13 +160,15 @@ _WITHOUT: dict[str, Callable[[str], str]] = {
     "other <ref>": _without_tags("ref"),
     "gallery": _without_tags("gallery", "imagemap", "timeline"),
     "picture": _without_pictures,
-    "table": _without_tags("table"),
+    "table": _without_tables,
     "formula or code": _without_tags(
         *("math", "chem", "source", "syntaxhighlight", "code", "pre", "nowiki", "score")
     ),
     "template": _without_templates,
     "link to a language or category": _without(r"\[\[:?[a-z][a-z-]+:[^\[\]]*\]\]"),
     "address": _without_addresses,
+    "italics within a word": _without(r"\w+''+\w+|''+\w+''+(?=\w)"),
+    "index within a word": _without(r"\w+<su[bp]>[^<]*</su[bp]>\w+"),
     "letters beside digits": _without(r"\w*\d\w*"),
     "entity": _without(r"&#?\w+;"),
     "letters outside ASCII": _without(r"[^\s]*[^\x00-\x7f][^\s]*"),
