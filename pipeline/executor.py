@@ -10,6 +10,10 @@ from typing import Protocol
 
 from pipeline.stage import Planned, Run, Stage, Task
 
+NEVER_RETRIED = (2, 3, 5, 9)
+"""Exit codes of `ConfigError`, `MissingInput` and `BadInput`, `TrainingDiverged`, `RunInUse`: one
+more try cannot help."""
+
 
 class Ended(Enum):
     """How a task left an executor."""

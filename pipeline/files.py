@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,19 @@ def shown(path: Path) -> str:
     """A path as one would type it here: relative where it is below the working folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def distinct(references: Iterable[str]) -> list[str]:
+    """Each file once, by the first of its names: `a` and `./a` are one, a link is another.
+
+    What is no path, an address or a stage's output, is known by itself.
+    """
+    found: dict[str, str] = {}
+    here = Path.cwd()
+    for reference in references:
+        is_path = ":" not in reference.partition("/")[0]
+        found.setdefault(os.path.normpath(here / reference) if is_path else reference, reference)
+    return list(found.values())
 
 
 def open_parquet(source: Any) -> Any:

@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Settings
-from pipeline.executor import Ended, Outcome
+from pipeline.executor import NEVER_RETRIED, Ended, Outcome
 from pipeline.manifest import find
 from pipeline.stage import Planned, Run, Stage
 from pipeline.stop import EXIT_STOPPED, StopFlag, shielded
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Exit codes of ConfigError, MissingInput and BadInput, TrainingDiverged, RunInUse: another try
-# cannot help.
-NEVER_RETRIED = (2, 3, 5, 9)
 # Tasks run where the command runs: relative paths and users' own modules mean the same in both.
 _IMPORTED_FROM = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")
 _STAMP = re.compile(r"^error: \S+Z ")  # as pipeline.log writes it
@@ -73,7 +70,7 @@ class LocalExecutor:
 
     `command` starts one attempt; run folder, stage, index, fingerprint and attempt number follow.
     `first_attempt` is that number for a task's first try here, if others were made elsewhere.
-    `more_memory` says how to give a task more than it was killed for.
+    `more_memory` says how to give a task more than it was killed for, if not by `local`.
     """
 
     def __init__(
@@ -82,7 +79,7 @@ class LocalExecutor:
         stop: StopFlag,
         command: Sequence[str] = (sys.executable, "-m", "pipeline", "task"),
         first_attempt: int = 1,
-        more_memory: str = "raise local.memory_gb",
+        more_memory: str = "",
     ) -> None:
         self.settings = settings
         self.stop = stop
@@ -187,7 +184,7 @@ class LocalExecutor:
             limit = child.memory_gb
             child.killed = (
                 f"killed for memory at {held / 2**30:.3g} GiB, its memory limit is {limit:.4g} GiB;"
-                f" {self.more_memory}"
+                f" {self.more_memory or 'raise local.memory_gb'}"
             )
         if child.killed:
             _kill(child.process)
@@ -205,7 +202,8 @@ class LocalExecutor:
         if not reason and code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
-                reason += f", as the kernel does where memory runs out: {self.more_memory}"
+                remedy = self.more_memory or "lower local.workers"
+                reason += f", as the kernel does where memory runs out: {remedy}"
         if not reason:
             reason = _last_words(child.log) or f"exit code {code}"
         return Outcome(task, Ended.FAILED, reason, child.log, code)

@@ -60,7 +60,7 @@ class Config(Settings):
     ] = "pack"
     """The last stage that `build` runs."""
     max_failed_tasks: float = Field(default=0, ge=0, lt=1)
-    """Share of a stage's tasks that may fail in all their attempts and be left out, 0 to 1; for
+    """Share of a stage's tasks that may fail in all their attempts and be left out, below 1; for
     `extract` and `download`, where a broken archive or shard need not end a build. The report says
     what was left out; with a smaller share such tasks are tried again."""
     sample_web: SampleWebSettings | None = None

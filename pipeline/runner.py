@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol
 
 from pipeline import files, manifest
 from pipeline.config import ConfigError, UserError, dump
-from pipeline.executor import Ended, Executor, Outcome
+from pipeline.executor import NEVER_RETRIED, Ended, Executor, Outcome
 from pipeline.manifest import Manifest, find
 from pipeline.stage import Attempt, Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped
@@ -291,7 +291,9 @@ def _leave_out(
 
 
 def _describe_failures(stage: Stage, failed: Sequence[Outcome]) -> str:
-    lines = [f"{stage.name}: {len(failed)} task(s) failed; the same command tries them again"]
+    is_final = all(outcome.exit_code in NEVER_RETRIED for outcome in failed)
+    what = "put right what they say, then the same" if is_final else "the same"
+    lines = [f"{stage.name}: {len(failed)} task(s) failed; {what} command tries them again"]
     for outcome in failed[:10]:
         lines.append(f"  task {outcome.task.index}: {outcome.reason}; log: {outcome.log}")
     if len(failed) > 10:

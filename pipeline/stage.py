@@ -138,20 +138,18 @@ class Run:
         stage, colon, glob = pattern.partition(":")
         if remote.is_remote(pattern):
             raise MissingInput(f"{pattern}: this must be a file; download it, and give its path")
+        path = Path(pattern).expanduser()
         if colon and "/" not in stage:
             names = fnmatch.filter(self._published(stage), glob)
             found = [f"{stage}:{name}" for name in names]
-        elif endings and (path := Path(pattern).expanduser()).is_dir():
-            suffixes = tuple(endings)
-            found = [str(p) for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file()]
+        elif endings and path.is_dir():
+            suffixes, files = tuple(endings), (p for p in path.rglob("*") if p.is_file())
+            found = [str(file) for file in files if file.name.lower().endswith(suffixes)]
         else:
-            path = Path(pattern).expanduser()
             anchor = Path(path.anchor) if path.is_absolute() else Path()
             found = [str(p) for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
-        if not found and endings and path.is_dir():
-            raise MissingInput(f"{pattern}: no file in it ends in {', '.join(endings)}")
         if not found:
-            raise MissingInput(f"{pattern}: no such input; check the path in the configuration")
+            raise MissingInput(f"{pattern}: {_why_none(path, pattern, endings)}")
         return sorted(found)
 
     def path(self, reference: str) -> Path:
@@ -193,6 +191,18 @@ class Run:
             manifests = self.manifests(stage)
             self._outputs[stage] = {o.name: (m, o) for m in manifests for o in m.outputs}
         return self._outputs[stage]
+
+
+def _why_none(path: Path, pattern: str, endings: Sequence[str]) -> str:
+    """Why a pattern names no file, and what would."""
+    if path.is_dir():
+        wanted = f"no file in it ends in {', '.join(endings)}"
+        return wanted if endings else "a folder; name the files in it, as with /*"
+    if path.is_file() and ":" in pattern:
+        return f"before the colon stands the name of a stage; if this is a file, write ./{pattern}"
+    if path.is_file():
+        return "its brackets are read as a pattern; write [[] for each that opens"
+    return "no such input; check the path in the configuration"
 
 
 @dataclass

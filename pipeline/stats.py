@@ -51,7 +51,7 @@ class Stats:
             self.dropped + other.dropped,
             self.counts + other.counts,
             histograms,
-            {**self.warnings, **other.warnings},
+            self.warnings | {name: _joined(self, name, other) for name in other.warnings},
         )
 
     def balanced(self) -> bool:
@@ -80,3 +80,9 @@ class Stats:
             {name: Counter(bins) for name, bins in values["histograms"].items()},
             values.get("warnings", {}),
         )
+
+
+def _joined(one: Stats, name: str, other: Stats) -> str:
+    """What is wrong with an input of which several tasks say something."""
+    known, what = one.warnings.get(name), other.warnings[name]
+    return what if known in (None, what) else f"{known}; {what}"

@@ -16,8 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import files
-from pipeline.executor import Ended, HandedOver, Outcome
-from pipeline.local import NEVER_RETRIED
+from pipeline.executor import NEVER_RETRIED, Ended, HandedOver, Outcome
 from pipeline.manifest import everything, find
 from pipeline.stage import Planned, Run, Stage
 from pipeline.stop import StopFlag, Stopped

@@ -92,7 +92,7 @@ def work(
 
 def _more_memory(stage: Stage, memory_gb: float | None, workers: int) -> str:
     if memory_gb is None:
-        return "raise local.memory_gb"
+        return ""
     among = f"for {workers} tasks at a time" if workers > 1 else "for one task at a time"
     return f"raise slurm.stages.{stage.name}.memory_gb, now {memory_gb:.3g} GiB {among}"
 

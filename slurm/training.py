@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from pipeline import files, runner
 from pipeline.config import UserError
-from pipeline.local import NEVER_RETRIED
+from pipeline.executor import NEVER_RETRIED
 from pipeline.lock import RunInUse
 from pipeline.manifest import find
 from pipeline.stage import Run, Stage

@@ -68,7 +68,7 @@ class DownloadSettings(Settings):
     """A longer Crawl-delay in a robots.txt counts as this, seconds."""
     contact: str = ""
     """Address of a page, or of mail, at which a site's owner reaches you; sent to every server. A
-    build from real inputs does not begin without it."""
+    build that would ask servers of others does not begin without it."""
     user_agent: str = Field("openwit/0.1", pattern=r"^[!-~]+/[\x20-\x7e]+$")
     """Who asks: `name/version`. Servers address their opt-outs to the name."""
     timeout_s: float = Field(30.0, gt=0)

@@ -50,9 +50,10 @@ class ExtractSettings(Settings):
     )
 
     wat: tuple[str, ...] = ()
-    """Common Crawl metadata files (`*.warc.wat.gz`) or lists of them."""
+    """Common Crawl metadata files (`*.warc.wat.gz`): paths with wildcards, folders, addresses
+    (`https://…`, `s3://…`), or lists of files (`wat.paths.gz`)."""
     warc: tuple[str, ...] = ()
-    """Archived pages (`*.warc.gz`) or lists of them."""
+    """Archived pages (`*.warc.gz`), or lists of them, named as `wat` are."""
     pool: tuple[str, ...] = ()
     """Tables with a column of addresses and one of texts, e.g. LAION, CommonPool, COYO, CC12M:
     `.parquet`, `.csv`, `.tsv`, the last two also `.gz`."""
@@ -62,7 +63,8 @@ class ExtractSettings(Settings):
     names. `auto`: the usual names (url, image_url …; text, caption, alt …)."""
     base_url: str = Field(default="", pattern=r"^(\w[\w+.-]*://[^/]+.*)?$")
     """Where the files of lists are fetched from, e.g. `https://data.commoncrawl.org/` or
-    `s3://commoncrawl/`; if empty, they are where their list is."""
+    `s3://commoncrawl/`. Empty: they are relative to their list's folder, or, where that lies below
+    a folder `crawl-data`, to the one that holds it."""
     max_requests_per_s: float | None = Field(default=10, gt=0)
     """Requests to a host or bucket in a second, of all tasks of the run together; null: any number.
     Common Crawl's web servers bear a few thousand of all their users together. A request there is
@@ -72,9 +74,10 @@ class ExtractSettings(Settings):
     """Files that a task reads, one after the other. One is best for a few; tens of thousands, as a
     crawl has, are fewer tasks, each of some ten minutes, with 64."""
     max_failed_files: float = Field(default=0, ge=0, lt=1)
-    """Share of a task's files that may be of no use, 0 to 1: not there, of another kind, or damaged
-    more than `max_lost` bears, when what can be read of them is kept. The log and the report name
-    them. One more, and the task fails. What a server may still give is not left out."""
+    """Share of a task's files that may be of no use, from 0 to less than 1: not there, of another
+    kind, or damaged more than `max_lost` bears, when what can be read of them is kept. The log and
+    the report name them. One more, and the task fails. What a server may still give is not left
+    out."""
     bytes_per_task: int = Field(default=256 << 20, gt=0)
     """Larger parquet files on this machine's disks are read by several tasks, some row groups
     each."""
@@ -128,7 +131,7 @@ def plan(run: Run) -> list[Task]:
     told = {"language": functions.identity(SETTING, language)} if language else {}
     found: dict[str, dict[str, list[str]]] = {}  # by snapshot and kind
     for kind in ("wat", "warc", "pool"):
-        for reference in sorted(inputs.references(run, kind)):
+        for reference in inputs.references(run, kind):
             match = _SNAPSHOT.search(reference)
             named = match.group() if match else "pool" if kind == "pool" else "archive"
             snapshot = settings.snapshot or named
@@ -216,21 +219,22 @@ def _read(
         attempt.stop.check()
         attempt.progress(done + int(share * size), total, "bytes")
 
-    before = Counter(out.stats.counts)
+    before, rows = Counter(out.stats.counts), out.stats.rows_in
     with inputs.named(reference, path):
         _extract(attempt, path, out, tell)
-        if wrong := _wrong(attempt, reference, size, out.stats.counts - before):
+        rows, counts = out.stats.rows_in - rows, out.stats.counts - before
+        if wrong := _wrong(attempt, reference, size, rows, counts):
             out.stats.warn(reference, wrong)
     return size
 
 
-def _wrong(attempt: Attempt, reference: str, size: int, counts: Counter[str]) -> str:
+def _wrong(attempt: Attempt, reference: str, size: int, rows: int, counts: Counter[str]) -> str:
     """What is wrong with a file of `size` bytes, by what was counted while it was read."""
     from dataset_build.extract import archive, pool
 
     kind = attempt.task.params["kind"]
     if kind == "pool":
-        return pool.losses(counts)
+        return pool.losses(rows, counts)
     lost = archive.losses(reference, size, counts, attempt.settings.max_lost)
     if lost or counts["pages"]:
         return lost

@@ -30,8 +30,8 @@ _LISTS = (".paths", ".paths.gz")
 _LOOK_S = 0.2
 
 
-def references(run: Run, kind: str) -> set[str]:
-    """References to all files of a kind (`wat`, `warc`, `pool`) that the settings name.
+def references(run: Run, kind: str) -> list[str]:
+    """References, sorted, to all files of a kind (`wat`, `warc`, `pool`) that the settings name.
 
     Asks servers for lists and for what lies in a folder, never for the files themselves. Raises
     `MissingInput`, `ConfigError` and `UserError`, each naming the setting.
@@ -53,7 +53,7 @@ def references(run: Run, kind: str) -> set[str]:
                         )
         except UserError as error:
             raise type(error)(f"extract.{kind}: {error}") from None
-    return found
+    return files.distinct(sorted(found))
 
 
 def check(run: Run) -> None:
@@ -173,6 +173,7 @@ def _listed(run: Run, reference: str, base_url: str) -> list[str]:
     if base_url:
         prefix, root = base_url.rstrip("/") + "/", PurePosixPath()
     found = []
+    missing: list[str] = []
     for entry in entries:
         if remote.is_remote(entry):
             found.append(entry)
@@ -181,10 +182,13 @@ def _listed(run: Run, reference: str, base_url: str) -> list[str]:
         else:
             found.append(f"{prefix}{root / entry}")
             if not run.path(found[-1]).is_file():
-                raise MissingInput(
-                    f"{found[-1]}: listed in {reference}, but not there; download it below {root},"
-                    " take its line off the list, or have the files fetched: extract.base_url"
-                )
+                missing.append(found[-1])
+    if missing:
+        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise MissingInput(
+            f"{missing[0]}{more}: listed in {reference}, but not there; download what is missing"
+            f" below {root}, take its lines off the list, or have it fetched: extract.base_url"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ Tables are parquet, csv (RFC 4180) or tsv, where a tab is a tab and a quote is a
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -54,13 +55,14 @@ def extract(
         _delimited(path, candidates, progress, source, columns)
 
 
-def losses(counts: Counter[str]) -> str:
-    """What a table has lost, by what `extract` counted; "" for nothing."""
+def losses(rows: int, counts: Counter[str]) -> str:
+    """What a table of so many rows has lost, by what `extract` counted; "" for nothing."""
     cut, broken = counts["truncated_files"], counts["broken_row_groups"]
     foreign = counts["texts_not_utf8"]
     what = ["damaged or cut off: what follows on that is lost"] * cut
     what += [f"{broken} row group{'s' * (broken > 1)} cannot be read"] * (broken > 0)
     texts = f"{foreign:,} text{'s' * (foreign > 1)}"
+    what += ["no row in it"] * (not rows)
     what += [f"{texts} not written in UTF-8: letters are lost"] * (foreign > 0)
     return "; ".join(what)
 
@@ -94,6 +96,10 @@ def _parquet(
 ) -> None:
     with _opened(path) as parquet:
         found = _found(path, parquet.schema_arrow.names, columns)
+        for name in found:
+            if not _holds_text(kind := parquet.schema_arrow.field(name).type):
+                raise ConfigError(f"{path}: its column {name} holds {kind}, not text: set"
+                                  " extract.columns to those of addresses and texts")  # fmt: skip
         first, end = row_groups or (0, parquet.num_row_groups)
         for group in range(first, end):
             progress((group - first) / (end - first))
@@ -124,6 +130,11 @@ def _delimited(
     name = path.name.lower()
     comma = "\t" if name.removesuffix(".gz").endswith(".tsv") else ","
     with path.open("rb") as raw:
+        if (begin := raw.read(2)) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise BadInput(f"{path}: written in UTF-16; convert it to UTF-8")
+        if not begin:
+            raise BadInput(f"{path}: empty; fetch it again")
+        raw.seek(0)
         stream = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
         text = io.TextIOWrapper(cast("io.BufferedReader", stream), "utf-8-sig", "replace", "\n")
         number, lines = 0, _lines(text)
@@ -198,6 +209,15 @@ def _opened(path: Path) -> Any:
         raise BadInput(f"{path}: not a readable parquet file ({error}); fetch it again") from None
 
 
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether values of a type may be texts; a column of nulls alone has a type of its own."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    raw = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null)
+    return any(is_so(kind) for is_so in (*text, *raw))
+
+
 def _values(column: pa.Array[Any]) -> list[Any]:
     values: list[Any]
     try:
@@ -229,13 +249,16 @@ def _found(path: Path, names: Sequence[str], columns: Columns) -> list[str]:
         else:
             column = next((lower[n] for n in usual if n in lower and lower[n] not in found), None)
         if column is not None:
+            if list(names).count(column) > 1:
+                raise ConfigError(f"{path}: two of its columns are called {column}; name others in"
+                                  " extract.columns")  # fmt: skip
             found.append(column)
         elif given or what != "page_url":
             wanted = repr(given) if given else f"column called {', '.join(usual)}"
             there = ", ".join(n[:80] if n.isprintable() else repr(n[:80]) for n in names[:50])
-            hint = (
-                f"set extract.columns.{what} to one of them, or columns.names if they are no names"
-            )
+            hint = f"set extract.columns.{what} to one of them"
+            if path.suffix.lower() != ".parquet":
+                hint += ", or columns.names if they are no names"
             if len(names) == 1 and (sign := re.search(r"[;|\t,]", names[0])):
                 hint = f"is {sign[0]!r} between its columns? A .csv has commas there, a .tsv tabs"
             raise ConfigError(f"{path}: no {wanted}; it has {there}: {hint}")

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from pipeline import files
 from pipeline.config import ConfigError, MissingInput, Settings
 from pipeline.stage import Attempt, Run, Stage, Task
 from pipeline.stats import Stats
@@ -26,14 +27,16 @@ class QueriesSettings(Settings):
     wikipedia: tuple[str, ...] = ()
     """Wikipedia dumps, `pages-articles` XML (plain, .bz2, .gz): patterns of paths, or of a stage's
     outputs (`sample_web:*.xml.bz2`). The dump in parts is counted in parallel, one task each; so is
-    a multistream dump whose index lies beside it, as Wikimedia names it."""
+    a multistream dump whose index lies beside it, as Wikimedia names it. Of a damaged one what can
+    be read is counted; the log and the report name it."""
     page_views: tuple[str, ...] = ()
     """Wikimedia's hourly page view files (`pageviews-*.gz`). With a dump, only titles of its
     articles count, and views of a redirect for the article that it leads to."""
     wordnet: tuple[str, ...] = ()
     """WordNet's data files, or their folder, e.g. `/usr/share/wordnet`."""
     file: tuple[str, ...] = ()
-    """Your own queries, one a line, UTF-8 (plain or .gz); they come before all others."""
+    """Your own queries, one a line, UTF-8 (plain or .gz); they come before all others, file by file
+    as named here."""
     bytes_per_task: int = Field(default=256 << 20, gt=0)
     """Bytes of a multistream dump that one task counts: some twenty minutes."""
     wiki: str = "en"
@@ -155,15 +158,16 @@ def work(attempt: Attempt) -> Stats:
 
 
 def _found(run: Run, source: str) -> list[str]:
-    found: set[str] = set()
+    found: list[str] = []
     for pattern in getattr(run.settings("queries"), source):
-        if source == "wordnet" and Path(pattern).is_dir():
+        if source == "wordnet" and Path(pattern).expanduser().is_dir():
             pattern = f"{pattern}/data.*"
         try:
-            found.update(run.find(pattern))
+            found += run.find(pattern)
         except MissingInput as error:
             raise MissingInput(f"queries.{source}: {error}") from None
-    return sorted(found)
+    distinct = files.distinct(found)
+    return distinct if source == "file" else sorted(distinct)
 
 
 STAGE = Stage(
@@ -174,5 +178,5 @@ STAGE = Stage(
     then=(plan_assembly,),
     unit="queries",
     also=("text",),
-    version=5,
+    version=6,
 )

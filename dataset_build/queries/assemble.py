@@ -77,8 +77,12 @@ def assemble(
     admitted = _Admitted(rules, stats)
     admitted.reserve(lemmas)
     for path in own:
+        empty = True
         for line in _own_lines(path):
             admitted.add(line, "file")
+            empty = False
+        if empty:
+            stats.warn(str(path), "no query in it")
     if kinds["words"]:
         words = _words(kinds["words"], rules, stats)
         bigrams = list(_bigrams(kinds, words, rules, stats, folder, max_held))
@@ -123,6 +127,7 @@ class _Admitted:
     _of_source: dict[str, int] = field(default_factory=dict)
     _reserved: set[str] = field(default_factory=set)
     """Of those that WordNet brings, the ones that are not there yet."""
+    _refused: set[int] = field(default_factory=set)
 
     def norm(self, text: str) -> str:
         """What a query is known by."""
@@ -156,8 +161,12 @@ class _Admitted:
         elif norm not in self._reserved and len(self.rows) + len(self._reserved) >= (
             self.rules.limit
         ):
-            self.stats.drop("over_limit")
-            self.stats.observe("cut_off", source)
+            # By its hash alone, for there are millions; another spelling of it comes no more in.
+            is_known = hash(norm) in self._refused
+            self._refused.add(hash(norm))
+            self.stats.drop("duplicate" if is_known else "over_limit")
+            if not is_known:
+                self.stats.observe("cut_off", source)
         else:
             self._reserved.discard(norm)
             self.rows[norm] = {"text": text, "norm": norm, "sources": [source], **numbers}

@@ -29,13 +29,24 @@ def index_of(path: Path) -> Path:
 
 
 def is_multistream(path: Path) -> bool:
-    """Whether the streams of a dump hold whole pages each."""
-    return path.suffix == ".bz2" and index_of(path) != path and index_of(path).is_file()
+    """Whether the streams of a dump hold whole pages each, and the first of them none."""
+    if path.suffix != ".bz2" or index_of(path) == path or not index_of(path).is_file():
+        return False
+    decompressor = bz2.BZ2Decompressor()
+    try:
+        with path.open("rb") as raw:  # a stream of all pages does not end in the first megabyte
+            head = decompressor.decompress(raw.read(_CHUNK))
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's fault
+        return False
+    return decompressor.eof and b"<page>" not in head
 
 
 class Part:
     """The dump's head and the pages of the streams that begin from `start` on and before `end`,
-    bytes of the file, as XML that can be read like a file. Counts `broken_streams` in `stats`."""
+    bytes of the file, as XML that can be read like a file. Counts `broken_streams` in `stats`, and
+    `truncated_files` if the last of them is not the dump's end."""
 
     def __init__(self, raw: IO[bytes], start: int, end: int, stats: Stats) -> None:
         self._data = self._xml(raw, start, end, stats)
@@ -57,6 +68,7 @@ class Part:
         for last in _streams(raw, start, end, stats):
             yield last
         if not last.rstrip().endswith(_END):
+            stats.counts["truncated_files"] += end >= raw.seek(0, io.SEEK_END)
             yield _END
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import xml.etree.ElementTree
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -55,7 +56,7 @@ def count_dump(
     first_byte, last_byte = bounds or (0, path.stat().st_size)
     bytes_read = last_byte - first_byte
     with path.open("rb") as raw, _Titles(folder / f"counts-titles-{name}.parquet") as titles:
-        for page in pages(raw, path.name, stats, bounds):
+        for page in pages(raw, str(path), stats, bounds):
             titles.add(page)
             counts.add(words(page.text, fold_case))
             if counts.held > max_held:
@@ -63,9 +64,21 @@ def count_dump(
                 counts, part = WordCounts(), part + 1
             progress(raw.tell() - first_byte, bytes_read)
     _write_counts(counts, folder, f"{name}-{part:04d}", stats)
-    if broken := stats.counts["broken_streams"]:
-        stats.warn(path.name, f"{broken} damaged bz2 streams, some hundred pages each, are lost")
+    if wrong := _wrong(stats.counts, bounds is not None):
+        stats.warn(str(path), wrong)
     return stats
+
+
+def _wrong(counts: Counter[str], is_part: bool) -> str:
+    """What is wrong with a dump, or a part of one, that was read to its end."""
+    what = []
+    if broken := counts["broken_streams"]:
+        what += [f"{broken} damaged bz2 streams, some hundred pages each, are lost"]
+    if is_part and counts["truncated_files"]:
+        what += ["cut off: its end is missing"]
+    if not is_part and not counts["words_read"]:
+        what += ["no article with a word in it; is it a pages-articles dump?"]
+    return "; ".join(what)
 
 
 def _write_counts(counts: WordCounts, folder: Path, name: str, stats: Stats) -> None:
@@ -112,19 +125,21 @@ def pages(
     except (
         EOFError,
         OSError,
+        AssertionError,  # mwxml's, of another root
         xml.etree.ElementTree.ParseError,
         mwxml.errors.MalformedXML,
     ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the dump's
+        why = str(error).partition(": b'")[0][:100]  # there mwxml quotes what it read
         if not counts["articles"] and not counts["redirects"]:
             raise BadInput(
-                f"{name}: not a Wikipedia dump ({error}); expected a pages-articles XML file, "
+                f"{name}: not a Wikipedia dump ({why}); expected a pages-articles XML file, "
                 "plain, .bz2 or .gz"
             ) from None
         counts["truncated_files"] += 1
         read = counts["articles"] + counts["redirects"] + counts["other_namespaces"]
-        stats.warn(name, f"damaged or cut off after {read:,} pages: the rest is lost ({error})")
+        stats.warn(name, f"damaged or cut off after {read:,} pages: the rest is lost ({why})")
 
 
 class _Titles:

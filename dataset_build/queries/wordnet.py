@@ -38,12 +38,16 @@ class Synset(NamedTuple):
 def synsets(path: Path) -> Iterator[Synset]:
     """The synsets of one data file, in its order.
 
-    Raises `BadInput` naming the line of anything else than a synset.
+    Raises `BadInput` naming the line of anything else than a synset, and if there is none.
     """
+    is_licence = True
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            if line.startswith("  "):  # the licence
+            if not line.endswith("\n"):
+                raise BadInput(f"{path}:{number}: cut off in mid-line; take a whole copy")
+            if line.startswith("  "):
                 continue
+            is_licence = False
             try:
                 yield _synset(line)
             except ValueError:
@@ -51,6 +55,8 @@ def synsets(path: Path) -> Iterator[Synset]:
                     f"{path}:{number}: not a WordNet synset; queries.wordnet takes the database's"
                     " data files (data.noun, data.verb, data.adj, data.adv), or their folder"
                 ) from None
+    if is_licence:
+        raise BadInput(f"{path}: no synset in it; take a whole copy")
 
 
 def _synset(line: str) -> Synset:

@@ -12,7 +12,7 @@ from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
 from pipeline.config import BadInput, UserError
-from pipeline.local import NEVER_RETRIED
+from pipeline.executor import NEVER_RETRIED
 from pipeline.stats import Stats
 from tests import damage_archive
 

@@ -80,6 +80,47 @@ def test_bytes_that_are_no_utf8_cost_themselves_only(tmp_path: Path, extract: Ex
     assert [row["text"] for row in rows] == ["a brown dog", "a \ufffd black cat"]
 
 
+@pytest.mark.parametrize(
+    "values", [[["a dog"]], [3], [{"en": "a dog"}]], ids=["list", "int", "map"]
+)
+def test_columns_that_hold_no_text_are_refused(
+    tmp_path: Path, extract: Extract, values: list[Any]
+) -> None:
+    pq.write_table(
+        pa.table({"url": ["http://a.example/x"], "text": values}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(ConfigError, match=r"x\.parquet: its column text holds \S.*, not text"):
+        extract(pool=[f"{tmp_path}/x.parquet"])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, extract: Extract) -> None:
+    names = ["url", "text", "text"]
+    pq.write_table(pa.table([["http://a.example/x"]] * 3, names=names), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=r"x\.parquet: two of its columns are called text"):
+        extract(pool=[f"{tmp_path}/x.parquet"])
+
+
+def test_a_table_without_rows_is_said(tmp_path: Path, extract: Extract) -> None:
+    pq.write_table(pa.table({"url": pa.array([], pa.string()), "text": pa.array([], pa.null())}),
+                   tmp_path / "x.parquet")  # fmt: skip
+    write(tmp_path / "y.csv", b"url,text\n")
+    rows, stats = extract(pool=[str(tmp_path)])
+    assert rows == []
+    assert set(stats.warnings.values()) == {"no row in it"}
+    assert len(stats.warnings) == 2
+
+
+def test_a_file_by_several_names_is_read_once(
+    tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(
+        pa.table({"url": ["http://a.example/x"], "text": ["a dog"]}), tmp_path / "X.PARQUET"
+    )
+    monkeypatch.chdir(tmp_path)
+    names = ["X.PARQUET", f"{tmp_path}/X.PARQUET", f"../{tmp_path.name}/*.PARQUET", str(tmp_path)]
+    assert len(extract(pool=names)[0]) == 1
+
+
 def test_no_parquet_is_named(tmp_path: Path, extract: Extract) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(BadInput, match=r"x\.parquet: not a readable parquet file"):
@@ -145,8 +186,11 @@ def test_a_first_line_of_no_names_is_said(tmp_path: Path, extract: Extract) -> N
     with pytest.raises(ConfigError, match=r"a\.tsv: no column called url.*columns\.names"):
         extract(pool=[f"{tmp_path}/a.tsv"])
     write(tmp_path / "b.csv", b"")
-    with pytest.raises(ConfigError, match=r"b\.csv: no column called url"):
+    with pytest.raises(BadInput, match=r"b\.csv: empty"):
         extract(pool=[f"{tmp_path}/b.csv"])
+    write(tmp_path / "u.csv", "url,text\n".encode("utf-16"))
+    with pytest.raises(BadInput, match=r"u\.csv: written in UTF-16"):
+        extract(pool=[f"{tmp_path}/u.csv"])
     write(tmp_path / "c.csv", b"url;text\n")
     with pytest.raises(ConfigError, match=r"c\.csv: .* it has url;text: is ';' between"):
         extract(pool=[f"{tmp_path}/c.csv"])

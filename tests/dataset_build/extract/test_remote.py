@@ -16,7 +16,7 @@ import pytest
 from dataset_build.extract import STAGE, ExtractSettings, inputs, plan
 from pipeline import http, remote
 from pipeline.config import MissingInput, UserError
-from pipeline.local import NEVER_RETRIED
+from pipeline.executor import NEVER_RETRIED
 from pipeline.manifest import Manifest
 from pipeline.stage import Attempt, Run, Stage, Task
 from pipeline.stop import StopFlag, Stopped

@@ -91,13 +91,38 @@ def test_a_damaged_stream_loses_itself(multistream: Path, fault: str) -> None:
 def test_only_with_an_index_streams_are_known_to_begin_with_pages(multistream: Path) -> None:
     assert is_multistream(multistream)
     other = multistream.with_name(NAME.format("1", "xml-p1p41242.bz2"))
-    other.write_bytes(b"")
+    other.write_bytes(b"".join(streams()[:3]))
     assert not is_multistream(other)
     other.with_name(NAME.format("-index1", "txt-p1p41242.bz2")).write_bytes(b"")
     assert is_multistream(other)
     plain = multistream.with_name("enwiki-pages-articles.xml.bz2")
     plain.write_bytes(b"")
     assert not is_multistream(plain)
+
+
+@pytest.mark.parametrize("content", ["one stream", "damaged head", "empty"])
+def test_streams_that_begin_elsewhere_are_no_parts(multistream: Path, content: str) -> None:
+    """As where a program compressed a dump anew, and the index of before still lies beside it."""
+    data = multistream.read_bytes()
+    other = {
+        "one stream": bz2.compress(bz2.decompress(data)),
+        "damaged head": data[:20] + data[24:],
+    }
+    multistream.write_bytes(other.get(content, b""))
+    assert not is_multistream(multistream)
+
+
+def test_a_missing_end_is_said_however_it_is_read(multistream: Path, build: Build) -> None:
+    multistream.write_bytes(b"".join(streams()[:9]))
+    size = multistream.stat().st_size
+    for most in (size, size // 3):
+        run = multistream.parent / f"run-{most}"
+        _, stats = build(
+            wikipedia=[str(multistream)], bytes_per_task=most, min_word_count=2, run=run
+        )
+        assert stats.counts["articles"] == 7 * 8
+        assert stats.counts["truncated_files"] == 1
+        assert "cut off" in stats.warnings[str(multistream)]
 
 
 def test_tasks_of_any_number_give_the_same_bytes(multistream: Path, build: Build) -> None:

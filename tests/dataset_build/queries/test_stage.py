@@ -223,8 +223,37 @@ def test_dump_cut_off_is_labelled(sources: Path, build: Build) -> None:
     rows, stats = build(wikipedia=[f"{sources}/cut.xml"], min_word_count=20)
     assert stats.counts["truncated_files"] == 1
     assert 20 < stats.counts["articles"] < 40
-    assert f"after {stats.counts['articles']} pages" in stats.warnings["cut.xml"]
+    assert f"after {stats.counts['articles']} pages" in stats.warnings[f"{sources}/cut.xml"]
     assert {row["text"] for row in rows} >= {"common", "word0", "word19"}
+
+
+@pytest.mark.parametrize("kind", ["rss", "no page", "redirects", "stub"])
+def test_a_dump_without_words_is_said(sources: Path, build: Build, kind: str) -> None:
+    whole = dump([("T", 0, "words")]).decode()
+    contents = {
+        "rss": "<rss><channel/></rss>",
+        "no page": dump([]).decode(),
+        "redirects": dump([("Talk:T", 1, "talk")]).decode(),
+        "stub": whole.replace("words", ""),
+    }
+    (sources / "x.xml").write_text(contents[kind])
+    given = {"wikipedia": [f"{sources}/x.xml"], "file": [f"{sources}/own.txt"]}
+    if kind == "rss":
+        with pytest.raises(BadInput, match=r"x\.xml: not a Wikipedia dump"):
+            build(**given)
+    else:
+        _, stats = build(**given)
+        assert "no article with a word in it" in stats.warnings[f"{sources}/x.xml"]
+
+
+def test_own_lists_are_taken_as_they_are_named(sources: Path, build: Build) -> None:
+    for name, text in (("b", "quokka\n"), ("a", "Quokka\nwombat\nWombat\nWOMBAT\n"), ("c", " \n")):
+        (sources / f"{name}.txt").write_text(text)
+    rows, stats = build(file=[f"{sources}/{name}.txt" for name in "bac"], limit=1)
+    assert [row["text"] for row in rows] == ["quokka"]
+    assert stats.histograms["cut_off"] == {"file": 1}  # however often, and whatever its case
+    assert stats.dropped == {"over_limit": 1, "duplicate": 3}
+    assert stats.warnings == {f"{sources}/c.txt": "no query in it"}
 
 
 def test_schema(sources: Path, build: Build) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset_build.queries.wordnet import Synset, depths, synsets
-from pipeline.config import UserError
+from pipeline.config import BadInput
 
 INSTALLED = Path("/usr/share/wordnet")
 
@@ -64,8 +64,22 @@ def test_markers_satellites_and_frames(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_synset_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(UserError, match=r"data\.noun:2: not a WordNet synset"):
+    with pytest.raises(BadInput, match=r"data\.noun:2: not a WordNet synset"):
         line_of(line, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "  1 A licence\n"], ids=["empty", "a licence"])
+def test_a_file_without_a_synset_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "data.noun").write_text(content)
+    with pytest.raises(BadInput, match=r"data\.noun: no synset in it"):
+        list(synsets(tmp_path / "data.noun"))
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    line = "00001740 29 v 01 breathe 0 002 @ 00003131 v 0000 * 00005041 v 0000 01 + 02 00 | air"
+    (tmp_path / "data.verb").write_text(f"{line}\n{line[:-4]}")
+    with pytest.raises(BadInput, match=r"data\.verb:2: cut off"):
+        list(synsets(tmp_path / "data.verb"))
 
 
 def test_depth_is_that_of_the_shortest_way_up_and_circles_end() -> None:
