@@ -154,8 +154,13 @@ def clean(text: str) -> str:
     return text
 
 
+def unescape(text: str) -> str:
+    """`text` with its HTML entities resolved, once; never raises, as `html.unescape` does."""
+    return html.unescape(_ENDLESS.sub("\ufffd", text))
+
+
 def _clean_closely(text: str) -> str:
-    text = html.unescape(_ENDLESS.sub("\ufffd", _AMPERSANDS.sub("&", text)))
+    text = unescape(_AMPERSANDS.sub("&", text))
     if _SURROGATE.search(text):  # halves that belong together become their character
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
     if _MOJIBAKE.search(text):

@@ -55,16 +55,19 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def distinct(references: Iterable[str]) -> list[str]:
-    """Each file once, by the first of its names: `a` and `./a` are one, a link is another.
+def distinct(references: Iterable[str], *, links: bool = False) -> list[str]:
+    """Each file once, by the first of its names: `a` and `./a` are one. A link is another, unless
+    `links` are followed.
 
     What is no path, an address or a stage's output, is known by itself.
     """
     found: dict[str, str] = {}
     here = Path.cwd()
     for reference in references:
-        is_path = ":" not in reference.partition("/")[0]
-        found.setdefault(os.path.normpath(here / reference) if is_path else reference, reference)
+        key = reference
+        if ":" not in reference.partition("/")[0]:
+            key = str(Path(key).resolve()) if links else os.path.normpath(here / key)
+        found.setdefault(key, reference)
     return list(found.values())
 
 

@@ -166,7 +166,7 @@ def _found(run: Run, source: str) -> list[str]:
             found += run.find(pattern)
         except MissingInput as error:
             raise MissingInput(f"queries.{source}: {error}") from None
-    distinct = files.distinct(found)
+    distinct = files.distinct(found, links=True)
     return distinct if source == "file" else sorted(distinct)
 
 

@@ -19,6 +19,7 @@ from pipeline.stats import Stats
 _BEGIN = re.compile(rb"BZh[1-9]1AY&SY")  # level, and the mark of a stream's first block
 _BEGIN_BYTES = 10
 _CHUNK = 1 << 20
+_MOST = 256 << 20  # bytes of a stream: a hundred pages of MediaWiki's limit of 2 MiB, and some
 _END = b"</mediawiki>"
 
 
@@ -35,7 +36,7 @@ def is_multistream(path: Path) -> bool:
     decompressor = bz2.BZ2Decompressor()
     try:
         with path.open("rb") as raw:  # a stream of all pages does not end in the first megabyte
-            head = decompressor.decompress(raw.read(_CHUNK))
+            head = decompressor.decompress(raw.read(_CHUNK), _CHUNK)
     except OSError as error:
         if error.errno is not None:
             raise  # the disk's fault
@@ -73,15 +74,20 @@ class Part:
 
 
 def _streams(raw: IO[bytes], start: int, end: int, stats: Stats) -> Iterator[bytes]:
-    """What each whole stream holds that begins within the bounds; some megabytes each."""
+    """What each whole stream holds that begins within the bounds; some megabytes each, and none
+    more than `_MOST` bytes."""
     at = _next(raw, start)
     while at is not None and at < end:
         raw.seek(at)
-        decompressor, parts, read = bz2.BZ2Decompressor(), [], 0
+        decompressor, parts, read, held = bz2.BZ2Decompressor(), [], 0, 0
         try:
-            while not decompressor.eof and (chunk := raw.read(_CHUNK)):
+            while not decompressor.eof and held < _MOST:
+                chunk = raw.read(_CHUNK) if decompressor.needs_input else b""
+                if decompressor.needs_input and not chunk:
+                    break
                 read += len(chunk)
-                parts.append(decompressor.decompress(chunk))
+                parts.append(decompressor.decompress(chunk, _MOST - held))
+                held += len(parts[-1])
         except OSError as error:
             if error.errno is not None:
                 raise  # the disk's fault

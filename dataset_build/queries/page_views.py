@@ -154,16 +154,24 @@ def _count(chosen: pa.Array) -> int:
 
 
 def _blocks(path: Path, stats: Stats) -> Iterator[bytes]:
-    """The lines of a file, some `_BLOCK` bytes of whole lines at a time."""
+    """The lines of a file, some `_BLOCK` bytes of whole lines at a time; none is as long."""
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         read = bytearray()
+        is_endless = False
         try:
             while data := stream.read1(_READ):
+                if is_endless:
+                    _, end, data = data.partition(b"\n")
+                    is_endless = not end
                 read += data
-                if len(read) >= _BLOCK and (cut := read.rfind(b"\n") + 1):
-                    yield bytes(memoryview(read)[:cut])
-                    del read[:cut]
+                if len(read) >= _BLOCK:
+                    if cut := read.rfind(b"\n") + 1:
+                        yield bytes(memoryview(read)[:cut])
+                    else:
+                        stats.counts["malformed_lines"] += 1
+                        is_endless = True
+                    del read[: cut or len(read)]
         except (EOFError, gzip.BadGzipFile, zlib.error):  # cut off: what came before it counts
             stats.counts["truncated_files"] += 1
             stats.warn(path.name, "cut off or damaged: what follows on that is not counted")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import xml.etree.ElementTree
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ from pipeline.stats import Stats
 
 _TITLES = pa.schema([("title", pa.string()), ("target", pa.string())])
 _TITLES_HELD = 1 << 16
+_BROKEN = (
+    *(EOFError, OSError, zlib.error, xml.etree.ElementTree.ParseError, mwxml.errors.MalformedXML),
+    *(AssertionError, AttributeError, LookupError, ValueError),  # mwxml's, of what it misses
+)
 
 
 def count_dump(
@@ -122,13 +127,7 @@ def pages(
                     text = revision.text or ""
                 counts["articles"] += 1
                 yield Page(page.title, "", text)
-    except (
-        EOFError,
-        OSError,
-        AssertionError,  # mwxml's, of another root
-        xml.etree.ElementTree.ParseError,
-        mwxml.errors.MalformedXML,
-    ) as error:
+    except _BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the dump's
         why = str(error).partition(": b'")[0][:100]  # there mwxml quotes what it read

@@ -7,11 +7,10 @@ words, never an error.
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 
-from dataset_build.text import normalise
+from dataset_build.text import normalise, unescape
 
 # Elements whose content is no prose, or not the article's own.
 _CLOSED = (
@@ -70,7 +69,7 @@ def plain_text(wikitext: str) -> str:
     text = _TAG.sub(" ", text)
     text = _ADDRESS.sub(" ", text)
     text = _SWITCH.sub("", _EMPHASIS.sub("", text))
-    return html.unescape(text).replace("\u00a0", " ")
+    return unescape(text).replace("\u00a0", " ")
 
 
 def _captions(element: re.Match[str]) -> str:
@@ -89,7 +88,9 @@ def _without_nesting(text: str) -> str:
     opened: list[str] = []
     awaited: Counter[str] = Counter()  # closing marks of what is open
     for mark, text in zip(rest[::2], rest[1::2], strict=True):
-        if mark in _CLOSING:
+        if mark == "[[" and awaited["]]"] == _DEEPEST_LINK:
+            pass  # each level copies what is below it
+        elif mark in _CLOSING:
             opened.append(mark)
             awaited[_CLOSING[mark]] += 1
             kept.append([])
@@ -107,6 +108,8 @@ def _without_nesting(text: str) -> str:
 
 
 _CLOSING = {"{{": "}}", "{|": "|}", "[[": "]]"}
+_DEEPEST_LINK = 20
+"""Pictures have links in what is written below them; nothing nests deeper than that."""
 _PICTURE = re.compile(r"\s*(?:file|image)\s*:", re.IGNORECASE)
 # How a picture is shown, where another would have the text below it (Help:Pictures).
 _OPTION = re.compile(

@@ -41,7 +41,7 @@ def synsets(path: Path) -> Iterator[Synset]:
     Raises `BadInput` naming the line of anything else than a synset, and if there is none.
     """
     is_licence = True
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith("\n"):
                 raise BadInput(f"{path}:{number}: cut off in mid-line; take a whole copy")
@@ -49,6 +49,7 @@ def synsets(path: Path) -> Iterator[Synset]:
                 continue
             is_licence = False
             try:
+                line.encode()  # what was no UTF-8 cannot be
                 yield _synset(line)
             except ValueError:
                 raise BadInput(

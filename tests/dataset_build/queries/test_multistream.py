@@ -88,6 +88,18 @@ def test_a_damaged_stream_loses_itself(multistream: Path, fault: str) -> None:
     assert first.counts["broken_streams"] + second.counts["broken_streams"] == 1
 
 
+def test_a_stream_that_expands_without_end_is_broken(
+    multistream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = streams()
+    bomb = bz2.compress(bytes(100 << 20))
+    multistream.write_bytes(b"".join([*parts[:3], bomb, *parts[3:]]))
+    monkeypatch.setattr("dataset_build.queries.multistream._MOST", 1 << 20)
+    stats = Stats()
+    assert len(titles(multistream, 0, multistream.stat().st_size, stats)) == 100
+    assert stats.counts["broken_streams"] == 1
+
+
 def test_only_with_an_index_streams_are_known_to_begin_with_pages(multistream: Path) -> None:
     assert is_multistream(multistream)
     other = multistream.with_name(NAME.format("1", "xml-p1p41242.bz2"))

@@ -99,3 +99,16 @@ def test_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     assert stats.counts["malformed_lines"] == 4
     assert stats.counts["no_title_lines"] == 2
     assert stats.counts["view_lines"] == 4
+
+
+def test_a_line_without_an_end_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_READ", 64), ("_BLOCK", 1024)):
+        monkeypatch.setattr(f"dataset_build.queries.page_views.{name}", value)
+    line = b"en Dog 3 0\n"
+    content = line * 500 + b"en " + b"x" * 100_000 + b" 1 0\n" + line * 500 + b"y" * 5000
+    (tmp_path / "views.gz").write_bytes(gzip.compress(content))
+    stats = Stats()
+    blocks = list(page_views._blocks(tmp_path / "views.gz", stats))
+    assert max(map(len, blocks)) <= 1024 + 64
+    assert b"".join(blocks).count(line) == 1000
+    assert stats.counts["malformed_lines"] == 2

@@ -246,6 +246,36 @@ def test_a_dump_without_words_is_said(sources: Path, build: Build, kind: str) ->
         assert "no article with a word in it" in stats.warnings[f"{sources}/x.xml"]
 
 
+@pytest.mark.parametrize(
+    ("whole", "broken"),
+    [
+        ("<ns>1</ns>", "<ns>one</ns>"),
+        ("<title>Late</title>", ""),
+        ("<mediawiki", '<?xml version="1.0" encoding="klingon"?><mediawiki'),
+    ],
+)
+def test_a_dump_with_a_page_of_no_sense_is_named(
+    sources: Path, build: Build, whole: str, broken: str
+) -> None:
+    text = dump([("T", 0, "words " * 20), ("Late", 1, "more")]).decode()
+    assert whole in text
+    before, found, after = text.rpartition(whole)
+    (sources / "x.xml").write_text(before + (broken if found else "") + after)
+    given = {"wikipedia": [f"{sources}/x.xml"], "file": [f"{sources}/own.txt"]}
+    if "encoding" in broken:
+        with pytest.raises(BadInput, match=r"x\.xml: not a Wikipedia dump"):
+            build(**given)
+    else:
+        _, stats = build(**given, min_word_count=20)
+        assert "damaged or cut off after 1 pages" in stats.warnings[f"{sources}/x.xml"]
+
+
+def test_a_dump_by_several_names_is_counted_once(sources: Path, build: Build) -> None:
+    (sources / "link.xml.bz2").symlink_to("dump.xml.bz2")
+    once = build(wikipedia=[f"{sources}/dump.xml.bz2"], min_word_count=1)
+    assert build(wikipedia=[f"{sources}/*.xml.bz2"], min_word_count=1) == once
+
+
 def test_own_lists_are_taken_as_they_are_named(sources: Path, build: Build) -> None:
     for name, text in (("b", "quokka\n"), ("a", "Quokka\nwombat\nWombat\nWOMBAT\n"), ("c", " \n")):
         (sources / f"{name}.txt").write_text(text)

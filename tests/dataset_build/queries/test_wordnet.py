@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_what_is_no_synset_is_named(tmp_path: Path, line: str) -> None:
 def test_a_file_without_a_synset_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "data.noun").write_text(content)
     with pytest.raises(BadInput, match=r"data\.noun: no synset in it"):
+        list(synsets(tmp_path / "data.noun"))
+
+
+@pytest.mark.parametrize("kind", ["latin-1", "gzip"])
+def test_what_is_no_text_is_named(tmp_path: Path, kind: str) -> None:
+    line = b"00001740 29 n 01 caf\xe9 0 000 | a place\n"
+    (tmp_path / "data.noun").write_bytes(line if kind == "latin-1" else gzip.compress(line) + b"\n")
+    with pytest.raises(BadInput, match=r"data\.noun:1: not a WordNet synset"):
         list(synsets(tmp_path / "data.noun"))
 
 
