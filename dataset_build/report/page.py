@@ -28,6 +28,20 @@ SECTIONS = {
     )
 }
 """Keys of the report that the page shows, if there is something to show, with their headings."""
+REFUSALS = {
+    "duplicate": "named before, by another source or in another spelling",
+    "below_min_count": "distinct words rarer than queries.min_word_count",
+    "below_min_bigram_count": "bigrams rarer than queries.min_bigram_count",
+    "below_min_bigram_pmi": "bigrams whose words meet hardly more often than by chance",
+    "over_max_bigrams": "bigrams after the first queries.max_bigrams",
+    "below_min_views": "articles viewed less than queries.min_views",
+    "not_an_article": "titles viewed that are no article of the dump, nor lead to one",
+    "disambiguation_page": "titles of pages that only tell homonyms apart",
+    "over_max_titles": "titles after the first queries.max_titles",
+    "no_letter_or_number": "nothing is left of them once they are normalised",
+    "over_limit": "there are queries.limit queries; the table above has them by source",
+}
+"""Why terms became no queries, in words."""
 _LISTED_SHARDS = 40
 _LISTED_DOMAINS = 3
 _HALF, _THIRD = 380, 250  # widths of charts that stand in two or three columns, pixels
@@ -55,6 +69,7 @@ def page(report: Mapping[str, Any], sampled: Sequence[Picture]) -> str:
             listed_shards=_LISTED_SHARDS,
             listed_domains=_LISTED_DOMAINS,
             steps=list(STEPS),
+            refusals=REFUSALS,
         )
     )
 

@@ -13,6 +13,7 @@ import pytest
 
 from dataset_build.queries import STAGE, QueriesSettings, counts, plan
 from dataset_build.records import QUERIES, WORDNET
+from dataset_build.report.page import REFUSALS
 from dataset_build.text import normalise
 from pipeline.config import BadInput, ConfigError, MissingInput
 from pipeline.stage import Run
@@ -72,6 +73,7 @@ def test_order_and_merging(sources: Path, build: Build) -> None:
     assert dropped["duplicate"] == 5
     assert stats.counts["malformed_lines"] == 1
     assert stats.counts["redirected_titles"] == 1
+    assert dropped.keys() <= REFUSALS.keys()  # the report explains each
 
 
 def test_pmi_is_that_of_the_paper(sources: Path, build: Build) -> None:

@@ -136,7 +136,9 @@ class FakeBuild:
             for q in range(self.queries)
         ]
         table = pa.Table.from_pylist(rows, schema=records.QUERIES)
-        stats = Stats(self.queries + 1234, self.queries, Counter(too_rare=1200, over_limit=34))
+        stats = Stats(
+            self.queries + 1234, self.queries, Counter(below_min_count=1200, over_limit=34)
+        )
         if self.cut_off:
             stats.observe("cut_off", "title", self.cut_off)
         self.publish("queries", lambda f: pq.write_table(table, f / "queries.parquet"), stats)

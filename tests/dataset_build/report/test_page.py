@@ -13,7 +13,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from dataset_build import report
 from dataset_build.report.gather import gather
-from dataset_build.report.page import SECTIONS, funnel, page
+from dataset_build.report.page import REFUSALS, SECTIONS, funnel, page
 from tests.browser import show, visited
 from tests.dataset_build.report.fake_build import HOSTILE, STAGES, BalanceSettings, FakeBuild
 
@@ -190,7 +190,15 @@ def test_before_balancing_no_table_pretends_to_know(fake_build: FakeBuild) -> No
     tree = LexborHTMLParser(report.write(fake_build.run, STAGES).read_text())
     assert not tree.css("#zero, #top, #delta")
     reasons = [node.text() for node in tree.css("#queries .absent")]
-    assert reasons.count("not counted yet (balance: not started)") == 4  # three steps, zero hits
+    assert reasons == ["No pairs of the queries are counted yet (balance: not started)."]
+
+
+def test_what_became_no_query_is_explained(fake_build: FakeBuild) -> None:
+    page = report.write(fake_build.through("queries").run, STAGES)
+    cells = [node.text() for node in LexborHTMLParser(page.read_text()).css("#refused td")]
+    assert cells[:3] == ["below_min_count", "1,200", REFUSALS["below_min_count"]]
+    assert cells[3:5] == ["over_limit", "34"]
+    assert cells[-2:] == ["queries", "120"]
 
 
 @pytest.mark.parametrize(
