@@ -47,7 +47,9 @@ class BadInput(UserError):
 class Settings(BaseModel):
     """One section of the configuration: immutable, strict about names, documented by its fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     operational: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how the work is done but never its result; kept out of fingerprints."""

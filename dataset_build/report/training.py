@@ -23,8 +23,7 @@ def curves(build: Build) -> dict[str, Any]:
     """Loss and in-batch accuracy over steps, thinned by averaging neighbours."""
     path = build.run.stage_folder("train") / "metrics.jsonl"
     if not path.exists():
-        state = f" (train: {build['train'].state})" if "train" in build else ""
-        raise Absent(f"not trained yet{state}")
+        raise Absent(f"not trained yet (train: {build['train'].state})")
     series: dict[str, list[tuple[float, float]]] = {"loss": [], "accuracy": []}
     last: Mapping[str, Any] = {}
     steps = 0
@@ -63,8 +62,7 @@ def evaluation(build: Build) -> dict[str, dict[str, Any]]:
     if not path.exists():
         published = build.paths("evaluate", "evaluation.json")
         if not published:
-            state = f" (evaluate: {build['evaluate'].state})" if "evaluate" in build else ""
-            raise Absent(f"not evaluated yet{state}")
+            raise Absent(f"not evaluated yet (evaluate: {build['evaluate'].state})")
         path = published[0]
     try:
         values = json.loads(path.read_bytes())

@@ -91,6 +91,7 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
             "{path}:3: named.a.capp: no such key; did you mean 'cap'?",
         ),
         ("rate: fast\n", [], "{path}:1: rate: Input should be a valid number"),
+        ("rate: .nan\n", [], "{path}:1: rate: Input should be a finite number"),
         ("\nbalance:\n  cap: 0\n", [], "{path}:3: balance.cap: Input should be greater than 0"),
         ("{}", ["balance.cpa=3"], "balance.cpa=3: balance.cpa: no such key; did you mean 'cap'?"),
         (
