@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import errno
+import gzip
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_build.queries import STAGE, QueriesSettings, counts, plan
+from dataset_build.queries.wikipedia import pages
 from dataset_build.records import QUERIES, WORDNET
 from dataset_build.report.page import REFUSALS
 from dataset_build.text import normalise
 from pipeline.config import BadInput, ConfigError, MissingInput
 from pipeline.stage import Run
+from pipeline.stats import Stats
 
 from .conftest import Build, Root, dump
 
@@ -84,6 +89,38 @@ def test_pmi_is_that_of_the_paper(sources: Path, build: Build) -> None:
     words, pairs = 9 * 3 + 6 * 2 + 5 * 5 + 3 * 7 + 3, 9 * 2 + 6 + 5 * 4 + 3 * 6 + 2
     ratio = (6 / pairs) / ((6 / words) * (6 / words))
     assert 2 ** by_text["golden retriever"]["pmi"] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_the_threshold_of_pmi_is_included(sources: Path, build: Build) -> None:
+    """Rounded as it is, lest another machine's last digit decides."""
+    rows, _ = build(**everything(sources))
+    found = {row["text"]: row["pmi"] for row in rows if row["pmi"] is not None}
+    again, _ = build(**{**everything(sources), "min_bigram_pmi": round(min(found.values()), 6)})
+    assert {row["text"] for row in again if row["pmi"] is not None} == set(found)
+
+
+def test_of_redirects_to_several_articles_the_first_by_name_counts(
+    sources: Path, build: Build
+) -> None:
+    for name, target in (("a", "Wolf"), ("b", "Dingo")):
+        pages = [(target, 0, "words"), ("Canid", 0, f"#REDIRECT [[{target}]]")]
+        (sources / f"{name}.xml").write_bytes(dump(pages))
+    (sources / "pageviews-1.gz").write_bytes(gzip.compress(b"en Canid 90 0\n"))
+    dumps = [f"{sources}/{name}.xml" for name in "ab"]
+    rows, _ = build(wikipedia=dumps, page_views=[f"{sources}/pageviews-1.gz"])
+    assert [(row["text"], row["views"]) for row in rows] == [("Dingo", 90)]
+
+
+def test_a_disk_that_fails_is_not_the_dumps_fault() -> None:
+    class Failing(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        list(pages(io.BufferedReader(Failing()), "x.xml", Stats()))
 
 
 def test_disambiguators_are_no_part_of_the_name(sources: Path, build: Build) -> None:
