@@ -155,8 +155,8 @@ def fetch(
 
 
 def read(address: str) -> bytes:
-    """The content of a list. Raises as `fetch` does, and `ConfigError` for one of more than
-    `MOST_OF_A_LIST` bytes, which is not fetched to its end."""
+    """The content of a list. Raises as `fetch` does, and `ConfigError` where it is cut short: when
+    more than `MOST_OF_A_LIST` bytes have come, or are announced."""
     import tempfile
 
     most = 0
@@ -168,8 +168,7 @@ def read(address: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder, suppress(Stopped):
         target = Path(folder, "content")
         fetch(address, target, None, lambda: most > MOST_OF_A_LIST, progress)
-        if target.stat().st_size <= MOST_OF_A_LIST:
-            return target.read_bytes()
+        return target.read_bytes()
     raise ConfigError(f"{shown(address)}: not a list of paths (more than {MOST_OF_A_LIST:,} bytes)")
 
 

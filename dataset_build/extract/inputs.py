@@ -234,7 +234,7 @@ def _lines(name: str, content: bytes) -> list[str]:
     """The lines of a list called `name`, packed or not."""
     most = remote.MOST_OF_A_LIST
     try:
-        if content.startswith(_GZIP) and len(content) <= most:
+        if content.startswith(_GZIP):
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
         if len(content) > most:
             raise ValueError(f"more than {most:,} bytes")
