@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dataset_build.extract import STAGE, ExtractSettings
 from pipeline import remote
 from pipeline.config import UserError
+from pipeline.manifest import Manifest
+from pipeline.stage import Run, Stage
 
 from . import archive_server as faulty
 from .archive_server import ArchiveServer, Fault, Handler, serving
+from .conftest import Root, members, metadata
 
 BODY = bytes(range(256)) * 40
 NAME = "a.warc.wat.gz"
@@ -133,3 +137,18 @@ def test_a_user_and_password_are_sent_but_not_told(
     assert str(caught.value).startswith(f"{server.url}/{NAME}: HTTP 403")
     assert f"{server.url}/{NAME}: HTTP 503" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_warnings_do_not_tell_a_password(
+    server: ArchiveServer, tmp_path: Path, run_stage: Callable[[Run, Stage], list[Manifest]]
+) -> None:
+    server.files["/b.warc.wat.gz"] = b"".join(members(metadata("http://a.example/", [])))
+    server.files["/c.warc.wat.gz"] = b"no archive"
+    address = server.url.replace("://", "://user:secret@")
+    wat = [f"{address}/{name}.warc.wat.gz" for name in "bcd"]
+    settings = ExtractSettings(wat=wat, files_per_task=3, max_failed_files=0.7)
+    (manifest,) = run_stage(Run(tmp_path / "run", Root(extract=settings)), STAGE)
+    told = str(manifest.stats.warnings)
+    for name, what in (("b", "no page"), ("c", "left out"), ("d", "left out")):
+        assert f"{server.url}/{name}.warc.wat.gz" in told and what in told
+    assert "secret" not in told
