@@ -11,7 +11,8 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import symtable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def identity(setting: str, function: str) -> str:
-    """SHA-256 of the source of a function's module, which is not run.
+    """SHA-256 of the source of a function's module, which is not run; packages above it are, for
+    they say where it is.
 
     `setting` is the name of the setting that has it. Raises `ConfigError` if there is no such
-    module, or no such name in it.
+    module that Python could run, or no such name in it.
     """
     module, colon, attribute = function.partition(":")
     key = f"{setting}: {function!r}"
@@ -35,10 +37,16 @@ def identity(setting: str, function: str) -> str:
         found = importlib.util.find_spec(module)
     except ImportError as error:
         raise ConfigError(f"{key}: {error}; install it, or {_HINT}") from None
+    except Exception as error:  # of a package above it, or of a name that can be none of a module
+        raise ConfigError(f"{key}: cannot be found: {type(error).__name__}: {error}") from None
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise ConfigError(f"{key}: no module {module!r} in Python is there; install it, or {_HINT}")
-    source = Path(found.origin).read_bytes()
-    if attribute not in (names := _names(ast.parse(source).body)):
+    try:
+        source = Path(found.origin).read_bytes()
+        names = _names(importlib.util.decode_source(source))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{key}: {found.origin} cannot be read as Python: {error}") from None
+    if attribute not in names and "*" not in names:
         listed = ", ".join(sorted(names)) or "no names"
         raise ConfigError(f"{key}: {found.origin} has {listed}, but not {attribute!r}")
     return hashlib.sha256(source).hexdigest()
@@ -71,22 +79,10 @@ def called(setting: str) -> Iterator[None]:
 _HINT = "run from the folder that holds it"
 
 
-def _names(body: Sequence[ast.stmt]) -> set[str]:
-    """What a module defines, assigns or imports at its top level, under conditions too."""
-    names: set[str] = set()
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.Assign):
-            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
-        elif isinstance(node, ast.If):
-            names |= _names(node.body) | _names(node.orelse)
-        elif isinstance(node, ast.Try):
-            names |= _names(node.body) | _names(node.orelse) | _names(node.finalbody)
-            for handler in node.handlers:
-                names |= _names(handler.body)
-    return names
+def _names(source: str) -> set[str]:
+    """What a module defines, assigns or imports at its top level, under conditions and in loops
+    too; `*` if there is more, which another module decides."""
+    table = symtable.symtable(source, "<module>", "exec")
+    names = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    imports = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom))
+    return names | {"*" for node in imports if node.names[0].name == "*"}

@@ -162,6 +162,8 @@ def _apply(override: str, values: dict[str, Any]) -> str:
             raise ConfigError(f"{override}: {parent!r} is a value, not a section")
     try:
         section[leaf] = yaml.safe_load(text)
+        # What is an error in the file is one here.
+        list(_lines(yaml.compose(text, Loader=yaml.SafeLoader), override, f"{key}."))
     except yaml.YAMLError:
         raise ConfigError(f"{override}: the value is not valid YAML") from None
     except ValueError as error:  # what looks like a date is made one
@@ -169,8 +171,14 @@ def _apply(override: str, values: dict[str, Any]) -> str:
     return key
 
 
-def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Dotted key and line of everything in the document; a key written twice is an error."""
+def _lines(
+    node: yaml.Node | None, file: str, prefix: str = "", above: tuple[yaml.Node, ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """Dotted key and line of everything in the document; a key written twice is an error, and so
+    is a value that holds itself by an alias."""
+    if node in above:
+        line = above[-1].start_mark.line + 1
+        raise ConfigError(f"{file}:{line}: {prefix.rstrip('.')}: an alias of what it is in")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -182,11 +190,11 @@ def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> Iterator[tupl
                 )
             seen[key.value] = line
             yield prefix + key.value, line
-            yield from _lines(value, file, f"{prefix}{key.value}.")
+            yield from _lines(value, file, f"{prefix}{key.value}.", (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             yield f"{prefix}{position}", value.start_mark.line + 1
-            yield from _lines(value, file, f"{prefix}{position}.")
+            yield from _lines(value, file, f"{prefix}{position}.", (*above, node))
 
 
 def _expand(value: Any, key: str, origin: dict[str, str], file: str, unset: list[str]) -> Any:

@@ -12,12 +12,11 @@ import re
 import time
 from collections.abc import Callable
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import pycurl
 
 from pipeline.config import MissingInput, UserError
-from pipeline.remote import Cut
+from pipeline.remote import Cut, parts, shown
 from pipeline.stop import Stopped
 
 CONNECT_S = 30
@@ -41,12 +40,13 @@ class HttpFile:
     """
 
     def __init__(self, address: str, target: BinaryIO, stopping: Callable[[], bool]) -> None:
-        self.address = address
-        self.host = urlsplit(address).netloc.rpartition("@")[2]
+        self.address = shown(address)
+        self.host = parts(address).netloc.rpartition("@")[2]
         self.position = 0
         """Bytes that are in `target`."""
         self.size: int | None = None
         """Of the whole file in bytes, as the server says; None while it has not."""
+        self._url = address
         self._target = target
         self._stopping = stopping
         self._etag = ""
@@ -69,6 +69,7 @@ class HttpFile:
         if self._failure is not None:
             raise self._failure
         if self._refusal:
+            self._start_over()
             raise Cut(self._refusal)
         if error == pycurl.E_ABORTED_BY_CALLBACK:
             raise Stopped("a stop while a file was fetched")
@@ -84,7 +85,7 @@ class HttpFile:
     def _perform(self) -> tuple[int, str]:
         """Error code of libcurl, 0 for none, and its words."""
         curl = pycurl.Curl()
-        curl.setopt(pycurl.URL, self.address)
+        curl.setopt(pycurl.URL, self._url)
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -147,18 +148,24 @@ class HttpFile:
         except OSError as error:
             self._failure = error
             return -1
+        if not self.position:
+            self._refusal = "a part of the file came where the whole was asked for"
+            return -1
         match = _RANGE.fullmatch(self._headers.get("content-range", ""))
         same = self._headers.get("etag", self._etag) == self._etag
         if match and int(match[1]) == self.position and same:
-            size = None if match[2] == "*" else int(match[2])
-            if size is None or self.size in (None, size):
+            size = self.size if match[2] == "*" else int(match[2])
+            if self.size in (None, size):
+                self.size = size
                 return None
-        self._etag = ""  # so that the next try starts over
         self._refusal = "the file has changed while it was fetched"
         return -1
 
     def _write(self, data: bytes) -> int | None:
         if self._status not in (200, 206):
+            return -1
+        if self.size is not None and self.position + len(data) > self.size:
+            self._refusal = f"more came than the {self.size} bytes of the file"
             return -1
         try:
             self._target.write(data)

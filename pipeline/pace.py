@@ -23,6 +23,7 @@ from pipeline.config import ConfigError
 _BEGIN = struct.Struct("<d")
 _LONGEST_S = 86_400.0  # what lies further ahead is of a clock that was set back since
 _LOOK_S = 0.2
+_LONGEST_NAME = 200  # file systems have 255; hosts that begin alike for so long share a pace
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 _one_at_a_time = threading.Lock()  # closing a file drops all locks that its process has on it
 
@@ -41,18 +42,19 @@ class Pace:
         self._setting = setting
 
     def wait(self, host: str, stopping: Callable[[], bool]) -> None:
-        """Return when the host may be asked, or at once after a stop was asked for."""
-        if self._interval_s:
+        """Return when the host may be asked, or at once after a stop was asked for, or if it is no
+        host: '' of an address that has none."""
+        if self._interval_s and host:
             pause(self._take(host, self._interval_s) - time.time(), stopping)
 
     def hold(self, host: str, seconds: float) -> None:
         """Let nobody who has no moment yet ask the host for so long, as it has asked for."""
-        if self._interval_s:
+        if self._interval_s and host:
             self._take(host, 0.0, time.time() + min(seconds, _LONGEST_S))
 
     def _take(self, host: str, interval_s: float, earliest: float = 0.0) -> float:
         """The next moment, not before now and `earliest`; the one after it is put down."""
-        path = self._folder / quote(host, safe="")
+        path = self._folder / f"{quote(host, safe='')[:_LONGEST_NAME]}.host"  # also of `..`
         with _one_at_a_time:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

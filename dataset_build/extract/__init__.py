@@ -207,7 +207,7 @@ def _read(
     from dataset_build.extract import inputs
 
     path, reads = get(), attempt.task.reads
-    reference = reads[number]
+    reference = remote.shown(reads[number])
     size: int = attempt.task.params.get("bytes") or path.stat().st_size
     if remote.is_remote(reference):
         out.stats.counts["bytes_fetched"] += size

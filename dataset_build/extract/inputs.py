@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ ENDINGS = {
 }
 """What is read of a folder, by kind."""
 _LISTS = (".paths", ".paths.gz")
+_GZIP = b"\x1f\x8b"  # what it begins with, whatever its name
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LOOK_S = 0.2
 
 
@@ -49,7 +53,8 @@ def references(run: Run, kind: str) -> list[str]:
                     found.add(reference)
                     if kind == "pool" and not name.endswith(ENDINGS[kind]):
                         raise ConfigError(
-                            f"{reference}: a pool's name ends in {', '.join(ENDINGS[kind])}"
+                            f"{remote.shown(reference)}: a pool's name ends in"
+                            f" {', '.join(ENDINGS[kind])}"
                         )
         except UserError as error:
             raise type(error)(f"extract.{kind}: {error}") from None
@@ -76,7 +81,8 @@ def size(run: Run, reference: str) -> int | None:
 
 
 def fetched(attempt: Attempt) -> Generator[tuple[str, Callable[[], Path]], None, None]:
-    """Reference of each of a task's inputs, in order, and what gets its file; close it when done.
+    """Each of a task's inputs, in order, as it may be told, and what gets its file; close it when
+    done.
 
     Getting one raises as `remote.fetch` does, and goes on to fetch the next: one that is elsewhere
     is there until the next is asked for, so two at most lie in the attempt's own folder. A task
@@ -114,7 +120,7 @@ def fetched(attempt: Attempt) -> Generator[tuple[str, Callable[[], Path]], None,
     try:
         begin(0)
         for number, reference in enumerate(reads):
-            yield reference, partial(get, number)
+            yield remote.shown(reference), partial(get, number)
             if fetch := fetches.pop(number, None):
                 fetch.path.unlink(missing_ok=True)
     finally:
@@ -161,14 +167,7 @@ def _file_name(reference: str) -> str:
 
 def _listed(run: Run, reference: str, base_url: str) -> list[str]:
     """References to the files that a list names."""
-    content = _content(run, reference)
-    try:
-        text = (gzip.decompress(content) if reference.endswith(".gz") else content).decode()
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{reference}: not a list of paths ({error})") from None
-    entries = [line.strip() for line in text.splitlines() if line.strip()]
-    if not entries:
-        raise MissingInput(f"{reference}: a list without any path")
+    entries = _entries(run, reference)
     prefix, root = _root(reference)
     if base_url:
         prefix, root = base_url.rstrip("/") + "/", PurePosixPath()
@@ -183,6 +182,8 @@ def _listed(run: Run, reference: str, base_url: str) -> list[str]:
             found.append(f"{prefix}{root / entry}")
             if not run.path(found[-1]).is_file():
                 missing.append(found[-1])
+    for address in filter(remote.is_remote, found):
+        remote.parts(address)
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise MissingInput(
@@ -208,15 +209,44 @@ def _root(reference: str) -> tuple[str, PurePosixPath]:
     return prefix, above
 
 
-def _content(run: Run, reference: str) -> bytes:
-    """Of a list. One that is elsewhere is known by its address, too: a run asks for it once, and is
-    planned again without the network."""
+def _entries(run: Run, reference: str) -> list[str]:
+    """The lines of a list, none of them empty. One that is elsewhere is kept, known by its address:
+    a run asks for it once, and is planned again without the network. Raises `ConfigError` for what
+    is no list, which is not kept; `MissingInput`."""
     if not remote.is_remote(reference):
-        return run.path(reference).read_bytes()
+        path = run.path(reference)
+        try:
+            with path.open("rb") as stream:
+                return _lines(reference, stream.read(remote.MOST_OF_A_LIST + 1))
+        except OSError as error:
+            raise MissingInput(f"{reference}: cannot be read ({error.strerror})") from None
+    told = remote.shown(reference)
     kept = run.stage_folder("extract") / "lists" / xxhash.xxh3_128_hexdigest(reference.encode())
     if kept.exists():
-        return kept.read_bytes()
-    content = remote.read(reference)
+        return _lines(f"{told}, kept as {kept}", kept.read_bytes())
+    entries = _lines(told, content := remote.read(reference))
     if run.folder.exists():
         files.write_atomic(kept, content)
-    return content
+    return entries
+
+
+def _lines(name: str, content: bytes) -> list[str]:
+    """The lines of a list called `name`, packed or not."""
+    most = remote.MOST_OF_A_LIST
+    try:
+        if content.startswith(_GZIP):
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"more than {most:,} bytes")
+        lines = content.decode().split("\n")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ConfigError(f"{name}: not a list of paths ({error})") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if entry := line.strip():
+            if entry.startswith("<") or _CONTROL.search(entry):
+                raise ConfigError(f"{name}: not a list of paths (line {number}: {entry[:80]!r})")
+            found.append(entry)
+    if not found:
+        raise MissingInput(f"{name}: a list without any path")
+    return found
