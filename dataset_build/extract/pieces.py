@@ -99,8 +99,8 @@ class Members:
             pass
         if member.eof and (records := _records(bytes(kept), size)) is not None:
             return Piece(self._raw.tell() - len(member.unused_data), records)
-        is_much = self._in_vain > MAX_RECORD_BYTES + _VAIN_PER_BYTE * position
-        self._in_vain += size + _MAX_STEP_BYTES
+        is_much = size > 0 and self._in_vain > MAX_RECORD_BYTES + _VAIN_PER_BYTE * position
+        self._in_vain += size
         return Piece(is_cut=is_cut, next_try=after if is_much else 0)
 
 

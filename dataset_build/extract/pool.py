@@ -139,7 +139,8 @@ def _batches(path: Path, parquet: Any, group: int, columns: list[str]) -> Iterat
     """
     about = parquet.metadata.row_group(group)
     chunks = [about.column(number) for number in range(about.num_columns)]
-    held = max(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    sizes = (one.total_uncompressed_size for one in chunks if one.path_in_schema in columns)
+    held = max(sizes, default=0)
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(1, held)))
     if held * min(rows, about.num_rows) > _BATCH_BYTES:
         with pq.ParquetFile(

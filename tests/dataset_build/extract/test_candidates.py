@@ -131,6 +131,10 @@ def test_long_texts_end_at_a_word(tmp_path: Path) -> None:
         ("a x" + "\u0301" * 300, "a x" + "\u0301" * 17),
         ("a dog " + "👩\u200d👩\u200d👧" * 9, "a dog " + "👩\u200d👩\u200d👧" * 2),
     ],
+    ids=[
+        *("han", "han early space", "han late space", "latin and han", "late word", "long word"),
+        *("thai", "two marks", "one mark", "too many marks", "joined"),
+    ],
 )
 def test_long_texts_of_any_script_are_kept(tmp_path: Path, text: str, kept: str) -> None:
     target = tmp_path / "x.parquet"
