@@ -96,7 +96,8 @@ class ExtractSettings(Settings):
     min_chars: int = Field(default=5, ge=1)
     """Shorter captions are dropped."""
     max_chars: int = Field(default=512, ge=1)
-    """Longer captions end at the last word that fits; CLIP reads 77 tokens, some 300 characters."""
+    """Longer captions end at the last word that fits, or at the last letter where words have no
+    spaces between them; CLIP reads 77 tokens, some 300 characters."""
     min_words: int = Field(default=2, ge=1)
     """Captions of fewer words are dropped: most are "logo", "Facebook" and the like."""
     language: str = Field(default="", pattern=r"^([\w.]+:\w+)?$")

@@ -128,7 +128,7 @@ def _next_whole(
     while position >= 0 and not (piece := pieces.read(position)).is_whole:
         cut += piece.is_cut
         broken += not piece.is_cut and (position == start or not piece.is_foreign)
-        position = pieces.find(position + 1)
+        position = pieces.find(max(position + 1, piece.next_try))
     if position < 0:
         position, piece = size, Piece(size)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import regex
 
 from dataset_build.extract import languages
 from dataset_build.extract.urls import canonical, extension
@@ -49,8 +50,31 @@ _MARKUP = re.compile(
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
+_CHARACTER = regex.compile(r"\X")  # as readers see it, with its marks (Unicode, UAX 29)
+
+
 # All pictures of a figure have its caption: thousands, where a page is made to be slow.
 _clean = functools.lru_cache(maxsize=16)(clean)
+
+
+@functools.lru_cache(maxsize=16)
+def _shortened(text: str, most: int) -> str:
+    """What is kept of a clean text that is longer than `most` characters; clean as well."""
+    return clean(text[: _end(text, most)])
+
+
+def _end(text: str, most: int) -> int:
+    """Where to cut a text that is longer than `most` characters.
+
+    After the last word, if it ends in the second half of them; else, and where words have no
+    spaces between them, after the last letter with its marks.
+    """
+    least = most // 2
+    has_spaces = not _UNSPACED.search(text, most - 1, most + 1)
+    if has_spaces and (space := text.rfind(" ", least, most + 1)) > 0:
+        return space
+    ends = (found.end() for found in _CHARACTER.finditer(text, least, most + 1))
+    return max((end for end in ends if end <= most), default=most)
 
 
 class Candidates:
@@ -71,6 +95,9 @@ class Candidates:
         self.stats = Stats()
         self.file = file
         """Name of the file that is read now."""
+        self.max_raw_chars = 16 * settings.max_chars
+        """Of a raw text no more is read: white space and entities take room, but a megabyte of
+        "alt" is not worth cleaning."""
         self._settings = settings
         self._denied = frozenset(name.lower().lstrip(".") for name in settings.denied_extensions)
         self._snapshot = snapshot
@@ -113,10 +140,9 @@ class Candidates:
         """One address with one raw text."""
         stats = self.stats
         stats.rows_in += 1
-        # White space and entities take room, but a megabyte of "alt" is not worth cleaning.
-        text = _clean(raw[: 16 * self._settings.max_chars])
+        text = _clean(raw[: self.max_raw_chars])
         if len(text) > self._settings.max_chars:
-            text = text[: self._settings.max_chars + 1].rpartition(" ")[0]
+            text = _shortened(text, self._settings.max_chars)
             stats.counts["texts_cut"] += 1
         if reason := self._fault(text):
             stats.drop(reason)

@@ -21,6 +21,10 @@ MAX_RECORD_BYTES = 64 << 20
 
 _MAX_HEAD_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 16
+# Of a member: as much is read, and inflated, at a time; its first bytes must be in the first part.
+_STEP_BYTES, _MAX_STEP_BYTES = 1 << 12, 1 << 14
+_VAIN_PER_BYTE = 64  # pages are compressed to a fifth
+_FIND_BYTES = 1 << 12, 1 << 20
 _VERSION = b"WARC/"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _RECORD_END = re.compile(rb"\r\n\r\n[\r\n]*")  # more line breaks do no harm
@@ -47,6 +51,9 @@ class Piece:
     is_foreign: bool = False
     """Whether it begins like no record: not a piece, but a part of one that looks so."""
 
+    next_try: int = 0
+    """Position where the next one may begin at the earliest, if it is beyond the next byte."""
+
     @property
     def is_whole(self) -> bool:
         """Whether nothing of it is damaged."""
@@ -54,10 +61,18 @@ class Piece:
 
 
 class Members:
-    """Pieces of a file of which every record is a gzip member."""
+    """Pieces of a file of which every record is a gzip member.
+
+    In what is damaged, or made to be slow, thousands of members may seem to begin, one within the
+    other, and each be inflated for nothing. What is no record is left after its first bytes. Of
+    what begins like one, those within others are tried too, until more has been inflated in vain
+    than `MAX_RECORD_BYTES` and `_VAIN_PER_BYTE` for each byte of the file up to there; then the
+    next is looked for where the last try ended. So the work grows with the file's size.
+    """
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
+        self._in_vain = 0
 
     def find(self, start: int) -> int:
         """Position of what may be a member from `start` on (bytes); -1 if there is none."""
@@ -67,23 +82,26 @@ class Members:
         """The member at a position."""
         self._raw.seek(position)
         member = zlib.decompressobj(wbits=31)
-        kept, size, is_cut = bytearray(), 0, False
+        kept, size, is_cut, after = bytearray(), 0, False, position
         try:
             while not (member.eof or is_cut):
-                chunk = self._raw.read(_CHUNK_BYTES)
-                text = member.decompress(chunk)
+                chunk = member.unconsumed_tail or self._raw.read(_STEP_BYTES)
+                text = member.decompress(chunk, _MAX_STEP_BYTES)
                 size += len(text)
                 if len(kept) <= MAX_RECORD_BYTES + _MAX_HEAD_BYTES:
                     kept += text
                 is_cut = not chunk
+                after = self._raw.tell() - len(member.unconsumed_tail)
+                is_late = after - position >= _STEP_BYTES and size < len(_VERSION)
+                if is_late or not kept.startswith(_VERSION[:size]):
+                    return Piece(is_foreign=True)
         except zlib.error:
             pass
-        data = bytes(kept)
-        if not data.startswith(_VERSION[: len(data)]):
-            return Piece(is_foreign=True)
-        if not member.eof or (records := _records(data, size)) is None:
-            return Piece(is_cut=is_cut)
-        return Piece(self._raw.tell() - len(member.unused_data), records)
+        if member.eof and (records := _records(bytes(kept), size)) is not None:
+            return Piece(self._raw.tell() - len(member.unused_data), records)
+        is_much = size > 0 and self._in_vain > MAX_RECORD_BYTES + _VAIN_PER_BYTE * position
+        self._in_vain += size
+        return Piece(is_cut=is_cut, next_try=after if is_much else 0)
 
 
 class PlainRecords:
@@ -175,9 +193,9 @@ def _find(raw: IO[bytes], pattern: re.Pattern[bytes], start: int) -> int:
     """Position of the next `pattern` from `start` on; -1 if there is none."""
     position = max(0, start - _MAX_PATTERN_BYTES)
     raw.seek(position)
-    text = b""
-    while chunk := raw.read(1 << 20):
-        text += chunk
+    text, (size, most) = b"", _FIND_BYTES
+    while chunk := raw.read(size):
+        text, size = text + chunk, min(2 * size, most)  # it may be near, again and again
         if found := pattern.search(text, max(0, start - position)):
             return position + found.start()
         done = max(0, len(text) - _MAX_PATTERN_BYTES)

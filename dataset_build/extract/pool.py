@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataset_build.extract.candidates import Candidates
 from dataset_build.extract.columns import Columns
+from dataset_build.extract.urls import MAX_LENGTH, of_page
 from pipeline import files
 from pipeline.config import BadInput, ConfigError
 
@@ -30,6 +33,8 @@ _USUAL = {
     "page_url": ("page_url", "page", "parent_url"),
 }
 _ROWS_A_CHECK = 4096
+_BATCH_ROWS = 2048
+_BATCH_BYTES = 128 << 20
 _MOST_LINES = 100  # of a row: a quote that nothing closes does not swallow more
 _MOST_CHARS = 1 << 20  # of a line
 
@@ -101,21 +106,51 @@ def _parquet(
                 raise ConfigError(f"{path}: its column {name} holds {kind}, not text: set"
                                   " extract.columns to those of addresses and texts")  # fmt: skip
         first, end = row_groups or (0, parquet.num_row_groups)
+        # As many bytes of a value as make no difference; a character has four at most.
+        most = 4 * max(candidates.max_raw_chars, 2 * MAX_LENGTH)
         for group in range(first, end):
             progress((group - first) / (end - first))
-            seen = 0
-            try:
-                for batch in parquet.iter_batches(8192, row_groups=[group], columns=found):
-                    rows = [_values(batch.column(column)) for column in found]
-                    pages = rows[2] if len(rows) > 2 else [""] * batch.num_rows
-                    for address, text, page_url in zip(*rows[:2], pages, strict=True):
-                        _row(candidates, address, text, page_url, source)
-                    seen += batch.num_rows
-            except (pa.ArrowException, OSError):
-                candidates.stats.counts["broken_row_groups"] += 1
-                lost = parquet.metadata.row_group(group).num_rows - seen
-                candidates.stats.rows_in += lost
-                candidates.stats.drop("broken_row_group", lost)
+            batches, seen = _batches(path, parquet, group, found), 0
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowException, OSError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise  # the disk's fault, not the table's
+                    candidates.stats.counts["broken_row_groups"] += 1
+                    lost = max(0, parquet.metadata.row_group(group).num_rows - seen)
+                    candidates.stats.rows_in += lost
+                    candidates.stats.drop("broken_row_group", lost)
+                    break
+                if batch is None:
+                    break
+                rows = [_values(batch.column(column), most) for column in found]
+                pages = rows[2] if len(rows) > 2 else [""] * batch.num_rows
+                for address, text, page_url in zip(*rows[:2], pages, strict=True):
+                    _row(candidates, address, text, page_url, source)
+                seen += batch.num_rows
+
+
+def _batches(path: Path, parquet: Any, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """A row group's rows, in parts of which a column takes some `_BATCH_BYTES` at most.
+
+    A value that is written once, in a dictionary, may be that of all rows. Where such a one is long
+    the columns are read as dictionaries, which takes longer if there is none.
+    """
+    about = parquet.metadata.row_group(group)
+    chunks = [about.column(number) for number in range(about.num_columns)]
+    sizes = (one.total_uncompressed_size for one in chunks if one.path_in_schema in columns)
+    held = max(sizes, default=0)
+    rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(1, held)))
+    if held * min(rows, about.num_rows) > _BATCH_BYTES:
+        with pq.ParquetFile(
+            path, metadata=parquet.metadata, read_dictionary=columns, pre_buffer=False
+        ) as encoded:
+            begin = next(encoded.iter_batches(1, row_groups=[group], columns=columns))
+            if max(map(_longest, begin.columns)) * rows > _BATCH_BYTES:
+                yield from encoded.iter_batches(rows, row_groups=[group], columns=columns)
+                return
+    yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
 
 
 def _delimited(
@@ -218,25 +253,47 @@ def _holds_text(kind: pa.DataType) -> bool:
     return any(is_so(kind) for is_so in (*text, *raw))
 
 
-def _values(column: pa.Array[Any]) -> list[Any]:
+def _values(column: pa.Array[Any], most: int) -> list[str | None]:
+    """A column's texts; of long ones `most` bytes at least. Bytes that are no UTF-8 are U+FFFD."""
     values: list[Any]
+    indices = None
+    if isinstance(column, pa.DictionaryArray):
+        column, indices = column.dictionary, column.indices
+    if _longest(column) > most:
+        # A letter that is cut here is none of the first quarter of as many characters.
+        column = pc.binary_slice(column.cast(pa.large_binary()), 0, most)
+    if indices is not None:
+        column = column.take(indices)
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:  # written by a program that did not check
         values = column.cast(pa.binary()).to_pylist()
+    if isinstance(next(filter(None, values), None), bytes):
+        return [value and value.decode("utf-8", "replace")[: most // 4] for value in values]
     return values
 
 
-def _row(candidates: Candidates, url: object, text: object, page_url: object, source: str) -> None:
-    if isinstance(url, bytes):
-        url = url.decode("utf-8", "replace")
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    if isinstance(text, str) and "\ufffd" in text:
+def _longest(column: pa.Array[Any]) -> int:
+    """Bytes of the longest text of a column, or of its dictionary."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary
+    if pa.types.is_null(column.type):
+        return 0
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+        column = column.cast(pa.large_binary())
+    return pc.max(pc.binary_length(column)).as_py() or 0
+
+
+def _row(
+    candidates: Candidates, url: str | None, text: str | None, page_url: str | None, source: str
+) -> None:
+    if not text or text.isspace():
+        candidates.without_text(1)
+        return
+    if "\ufffd" in text:
         candidates.stats.counts["texts_not_utf8"] += 1
-    page = page_url if isinstance(page_url, str) else ""
-    texts = [(source, text)] if isinstance(text, str) else []
-    candidates.link(url if isinstance(url, str) else "", texts, page, "")
+    page = of_page(page_url)[0] if page_url else ""
+    candidates.row(url or "", text, source, page)
 
 
 def _found(path: Path, names: Sequence[str], columns: Columns) -> list[str]:

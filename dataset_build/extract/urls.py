@@ -12,7 +12,9 @@ from urllib.parse import quote
 
 import idna
 
-_MAX_LENGTH = 2000
+MAX_LENGTH = 2000
+"""Longer addresses (characters) are not kept."""
+
 # Already as it should be: the common case needs one match and no parsing.
 _CANONICAL = re.compile(
     r"https?://[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)+"
@@ -37,12 +39,12 @@ def canonical(url: str, base: str = "") -> tuple[str, str]:
     """
     # Nearly all links are well-formed; what is canonical already needs no parsing.
     guess = _resolved(url, base) if url and ":" not in url else url
-    if len(guess) <= _MAX_LENGTH and _CANONICAL.fullmatch(guess):
+    if len(guess) <= MAX_LENGTH and _CANONICAL.fullmatch(guess):
         return guess, ""
     url = _REMOVED.sub("", url.strip(_CONTROLS))
     if url[:5].lower() == "data:":
         return "", "data_uri"
-    if len(url) > _MAX_LENGTH:
+    if len(url) > MAX_LENGTH:
         return "", "long_url"
     if not url or url[0] == "#":  # the page itself
         return "", "bad_url"
@@ -58,6 +60,16 @@ def canonical(url: str, base: str = "") -> tuple[str, str]:
         path, scheme = path[len(scheme) :], ""
     url = path + question + query
     return _assembled(url if scheme else _resolved(url, base))
+
+
+def of_page(url: str, base: str = "") -> tuple[str, str]:
+    """A page's address, and the one that its relative links are resolved against: `base`, as the
+    page's `<base>` has it, if that is an address.
+
+    Either is "" if it is longer than any that is kept: every picture of the page would have it.
+    """
+    page = url if len(url) <= MAX_LENGTH else ""
+    return page, (base and canonical(base, page)[0]) or page
 
 
 def _resolved(url: str, base: str) -> str:
@@ -98,7 +110,7 @@ def _assembled(url: str) -> tuple[str, str]:
     rest = without_dots(rest)
     rest = quote(rest, safe=_SAFE, errors="ignore")
     url = f"{scheme}://{host}{rest}"
-    return (url, "") if len(url) <= _MAX_LENGTH else ("", "long_url")
+    return (url, "") if len(url) <= MAX_LENGTH else ("", "long_url")
 
 
 def without_dots(rest: str) -> str:

@@ -15,7 +15,7 @@ from fastwarc.warc import WarcRecordType
 from dataset_build.extract.archive import records
 from dataset_build.extract.candidates import Candidates
 from dataset_build.extract.pages import MAX_PAGE_BYTES, CostlyPage, Reader
-from dataset_build.extract.urls import canonical
+from dataset_build.extract.urls import of_page
 
 _HTML_TYPES = frozenset([b"text/html", b"application/xhtml+xml"])
 _IMAGE = re.compile(rb"<im(?:g|age)[\s/]", re.IGNORECASE)  # HTML takes <image> for <img>
@@ -53,7 +53,7 @@ def extract(
                 counts["costly_pages"] += 1
                 continue
             counts["pages"] += 1
-            base = (base and canonical(base, page_url)[0]) or page_url
+            page_url, base = of_page(page_url, base)
             for url, texts in links:
                 candidates.link(url, texts, page_url, base)
 

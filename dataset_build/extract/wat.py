@@ -16,7 +16,7 @@ from fastwarc.warc import WarcRecordType
 
 from dataset_build.extract.archive import records
 from dataset_build.extract.candidates import Candidates
-from dataset_build.extract.urls import canonical
+from dataset_build.extract.urls import of_page
 
 _IMAGE = "IMG@/src"
 _MARK = _IMAGE.encode()
@@ -78,10 +78,10 @@ def extract(path: Path, candidates: Candidates, progress: Callable[[int], None])
             counts["bad_records"] += 1
             continue
         counts["pages"] += 1
-        page_url = page.header.url.strip()
         html = page.payload.answer.html
         base = html.head.base if html.head else None
-        base = (isinstance(base, str) and canonical(base, page_url)[0]) or page_url
+        base = base if isinstance(base, str) else ""
+        page_url, base = of_page(page.header.url.strip(), base)
         images = [link for link in html.links if link.path == _IMAGE]
         described = [link for link in images if link.alt or link.title]  # most are not
         candidates.without_text(len(images) - len(described))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from fastwarc.warc import WarcRecordType
 
-from dataset_build.extract.archive import records
+from dataset_build.extract.archive import losses, records
 from pipeline.config import BadInput, UserError
 from pipeline.executor import NEVER_RETRIED
 from pipeline.stats import Stats
@@ -265,6 +266,18 @@ def test_one_record_costs_no_file_unless_none_may_be_lost(
     assert f"{path}: cut off at its end; {len(parts[0]) - 9} of" in caplog.text
     with pytest.raises(UserError, match="cut off"):
         extract(wat=[str(path)], max_lost=0)
+
+
+def test_more_than_a_page_s_bytes_are_not_one_record() -> None:
+    """Any file bears one damaged record, but not that as much is lost as a large one."""
+    page_bytes = 1 << 20
+    for damage in ("broken_members", "truncated_files"):
+        counts = Counter({damage: 1, "lost_bytes": page_bytes})
+        assert losses("x.wat.gz", page_bytes, counts, 0.05)
+        counts["lost_bytes"] += 1
+        assert losses("x.wat.gz", 100 * page_bytes, counts, 0.05)
+        with pytest.raises(BadInput, match=r"x\.wat\.gz: .* 100\.0%: extract\.max_lost is 5\.0%"):
+            losses("x.wat.gz", page_bytes + 1, counts, 0.05)
 
 
 @pytest.mark.parametrize("compressed", [True, False])

@@ -32,6 +32,7 @@ BASES = [
     ("ftp://b.example/files/", "http://www.a.example/news/x.jpg"),
     ("http://", "http://www.a.example/news/x.jpg"),
     (f"/{'up' * 1000}/", "http://www.a.example/news/x.jpg"),
+    (f"http://b.example/{'up' * 1000}/", "http://www.a.example/news/x.jpg"),
 ]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset_build.extract import ExtractSettings, candidates
 from dataset_build.extract.candidates import Candidates
 from dataset_build.records import CANDIDATES
+from dataset_build.text import clean
 
 PICTURE = "http://a.example/x.jpg"
 
@@ -108,7 +112,59 @@ def test_long_texts_end_at_a_word(tmp_path: Path) -> None:
         *["a brown dog"] * 2,
     ]
     assert out.stats.counts["texts_cut"] == 4
-    assert out.stats.dropped == {"empty_text": 1}
+    assert out.stats.dropped == {"too_few_words": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("犬" * 30, "犬" * 20),
+        ("犬の 写真、" + "犬" * 30, "犬の 写真、" + "犬" * 14),
+        ("犬" * 15 + " " + "犬" * 30, "犬" * 15 + " " + "犬" * 4),
+        ("a dog " + "犬" * 30, "a dog " + "犬" * 14),
+        ("a dog or two, and Krungthepmahanakhon", "a dog or two, and"),
+        ("a Krungthepmahanakhon dog", "a Krungthepmahanakho"),
+        # A letter keeps its marks: here two after each, or one; those of one may be too many.
+        ("กี่" * 30, "กี่" * 6),
+        ("a " + "x\u0301\u0323" * 30, "a " + "x\u0323\u0301" * 6),
+        ("ab " + "x\u0301" * 300, "ab " + "x\u0301" * 8),
+        ("a x" + "\u0301" * 300, "a x" + "\u0301" * 17),
+        ("a dog " + "👩\u200d👩\u200d👧" * 9, "a dog " + "👩\u200d👩\u200d👧" * 2),
+    ],
+    ids=[
+        *("han", "han early space", "han late space", "latin and han", "late word", "long word"),
+        *("thai", "two marks", "one mark", "too many marks", "joined"),
+    ],
+)
+def test_long_texts_of_any_script_are_kept(tmp_path: Path, text: str, kept: str) -> None:
+    target = tmp_path / "x.parquet"
+    with Candidates(target, ExtractSettings(max_chars=20, min_words=1), "s", "f") as out:
+        out.row(PICTURE, text, "alt", "")
+    assert pq.read_table(target)["text"].to_pylist() == [kept]
+
+
+@given(
+    st.lists(st.sampled_from([*"ab 犬กีé&;#x\u0301\u0323\u200d👩🏽ÃŸÂ©가ᄀ ", "&amp"]), min_size=30)
+    .map("".join)
+    .filter(lambda text: len(clean(text)) > 20)
+)
+def test_what_is_cut_stays_as_it_is(text: str) -> None:
+    kept = candidates._shortened(clean(text), 20)
+    assert 0 < len(kept) <= 20
+    assert clean(kept) == kept
+    assert unicodedata.is_normalized("NFC", kept)
+
+
+def test_of_a_text_without_end_no_more_is_cleaned_than_can_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(candidates, "_clean", lambda raw: lengths.append(len(raw)) or clean(raw))
+    with Candidates(tmp_path / "x.parquet", ExtractSettings(max_chars=100), "s", "f") as out:
+        out.row(PICTURE, "a brown dog " * 100_000, "alt", "")
+        out.row(PICTURE, "&#x72AC;" * 1000, "alt", "")
+    assert lengths == [out.max_raw_chars] * 2
+    assert pq.read_table(tmp_path / "x.parquet")["text"].to_pylist()[1] == "犬" * 100
 
 
 def test_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_large_pages_are_read_as_small_ones(real_data: Path) -> None:
             html, charset = _html(body)
             assert reader.links(html, charset) == image_links(decoded(html, charset), True)
             large += len(html) > pages._SMALL_BYTES
-    assert large > 100
+    assert large > 250
 
 
 def test_what_is_no_fault_of_a_page_is_an_error() -> None:
