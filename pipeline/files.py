@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,16 @@ def distinct(references: Iterable[str], *, links: bool = False) -> list[str]:
     return list(found.values())
 
 
-def open_parquet(source: Any) -> Any:
-    """A `pyarrow.parquet.ParquetFile` of a path or a stream, to be read piece by piece.
+def open_parquet(source: Any, *, dictionaries: Sequence[str] = ()) -> Any:
+    """A `pyarrow.parquet.ParquetFile` of a path or a stream, to be read piece by piece; the columns
+    of `dictionaries` as they are stored, each value once.
 
     pyarrow reads ahead by default, and holds what it has passed until the file is closed: as much
     memory as the file has bytes.
     """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(source, pre_buffer=False)
+    return pq.ParquetFile(source, pre_buffer=False, read_dictionary=list(dictionaries))
 
 
 def fsync(path: Path) -> None:

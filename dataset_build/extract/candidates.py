@@ -51,8 +51,6 @@ _MARKUP = re.compile(
 _LETTER = re.compile(r"[^\W\d_]")
 _TWO_WORDS = re.compile(r"[A-Za-z] [A-Za-z]")
 _CHARACTER = regex.compile(r"\X")  # as readers see it, with its marks (Unicode, UAX 29)
-
-
 # All pictures of a figure have its caption: thousands, where a page is made to be slow.
 _clean = functools.lru_cache(maxsize=16)(clean)
 

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dataset_build.extract.candidates import Candidates
 from dataset_build.extract.columns import Columns
@@ -143,9 +142,7 @@ def _batches(path: Path, parquet: Any, group: int, columns: list[str]) -> Iterat
     held = max(sizes, default=0)
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(1, held)))
     if held * min(rows, about.num_rows) > _BATCH_BYTES:
-        with pq.ParquetFile(
-            path, metadata=parquet.metadata, read_dictionary=columns, pre_buffer=False
-        ) as encoded:
+        with files.open_parquet(path, dictionaries=columns) as encoded:
             begin = next(encoded.iter_batches(1, row_groups=[group], columns=columns))
             if max(map(_longest, begin.columns)) * rows > _BATCH_BYTES:
                 yield from encoded.iter_batches(rows, row_groups=[group], columns=columns)
