@@ -88,9 +88,8 @@ def _without_nesting(text: str) -> str:
     opened: list[str] = []
     awaited: Counter[str] = Counter()  # closing marks of what is open
     for mark, text in zip(rest[::2], rest[1::2], strict=True):
-        if mark == "[[" and awaited["]]"] == _DEEPEST_LINK:
-            pass  # each level copies what is below it
-        elif mark in _CLOSING:
+        # Each level of links copies what is below it.
+        if mark in _CLOSING and (mark != "[[" or awaited["]]"] < _DEEPEST_LINK):
             opened.append(mark)
             awaited[_CLOSING[mark]] += 1
             kept.append([])
