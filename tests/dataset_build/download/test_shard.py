@@ -37,10 +37,7 @@ def key_of(url: str) -> str:
 
 @pytest.fixture
 def fetch_all(
-    tmp_path: Path,
-    web: Any,
-    run_stage: RunStage,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, web: Any, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[dict[str, Any], list[Manifest], Run]]:
     """Download pairs of (url, text); outcomes by url, manifests, run."""
 
